@@ -1,0 +1,21 @@
+"""JupyterLab for this project: `make lab` and tests/test_lab.py start it with this file and change nothing in your home."""
+c = get_config()  # noqa: F821  (given by Jupyter)
+
+# Ploomber's server extension answers 500 to every notebook opened in JupyterLab 4. Our stages carry their own parameters cell, so nothing is lost.
+c.ServerApp.jpserver_extensions = {"ploomber": False, "ploomber_extension": False}
+c.NotebookApp.nbserver_extensions = {"ploomber": False, "ploomber_extension": False}
+
+# 127.0.0.1 alone, and no news feed or update check from a workbook that may be opened offline
+c.ServerApp.ip = "127.0.0.1"
+c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
+
+
+def clean_on_save(model, path, **kwargs):
+    """Saved notebooks are clean notebooks, so a diff shows what a person wrote. Executed stages of a run (under runs/) are records: left alone."""
+    if "runs/" in path:
+        return
+    from nbdev.clean import clean_jupyter
+    clean_jupyter(path=path, model=model, **kwargs)
+
+
+c.ContentsManager.pre_save_hook = clean_on_save
