@@ -1,0 +1,137 @@
+"""What the tests share: a small furnished home made once, a copy of it for each test that asks, and a look at what is still running afterwards."""
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NOW, SCALE, SEED = "2023-10-01", 0.02, 0
+
+QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "EVIDENTLY_DISABLE_TELEMETRY": "1",
+         "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", "MPLBACKEND": "agg",
+         "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+os.environ.update(QUIET)
+for _name in [n for n in os.environ if n.startswith("WITHIN_")]: del os.environ[_name]   # a developer's own home is nobody's fixture
+os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+
+def lower(configs: Path, samples: int = 200) -> Path:
+    "Lowers in `configs` what a world of a fiftieth of the size cannot meet; every other number stays as shipped."
+    for file in sorted(configs.glob("*.yml")):
+        policy = yaml.safe_load(file.read_text()) or {}
+        if "class" not in policy: continue
+        policy.setdefault("minimums", {})["samples"] = samples
+        policy.setdefault("training", {}).setdefault("parameters", {})
+        if "n_estimators" in policy["training"]["parameters"]: policy["training"]["parameters"]["n_estimators"] = 60
+        if "search" in policy: policy["search"] |= {"trials": 4, "folds": 3, "rows": 500}
+        file.write_text(yaml.safe_dump(policy, sort_keys=False))
+    return configs
+
+
+@contextlib.contextmanager
+def variables(**given: str) -> Iterator[None]:
+    "Environment variables for the time of a block."
+    before = {k: os.environ.get(k) for k in given}
+    os.environ.update({k: str(v) for k, v in given.items()})
+    try: yield
+    finally:
+        for k, v in before.items():
+            if v is None: os.environ.pop(k, None)
+            else: os.environ[k] = v
+
+
+def move_home(source: Path, target: Path) -> Path:
+    "A copy of a home that lives at its new place: MLflow's database holds absolute artifact paths, so they are rewritten in the copy."
+    shutil.copytree(source, target, symlinks=True)
+    for file in (f for f in target.rglob("*") if f.suffix in (".db", ".sqlite") and f.is_file()):
+        with contextlib.closing(sqlite3.connect(file)) as db, db:
+            for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
+                for _, column, kind, *_ in db.execute(f'pragma table_info("{table}")').fetchall():
+                    if not any(word in kind.upper() for word in ("CHAR", "TEXT")): continue
+                    with contextlib.suppress(sqlite3.Error):   # an append-only table refuses, and holds no path of MLflow's
+                        db.execute(f'update "{table}" set "{column}" = replace("{column}", ?, ?) where instr("{column}", ?)',
+                                   (str(source), str(target), str(source)))
+    return target
+
+
+def living(home: Path) -> list[psutil.Process]:
+    "Other processes that carry this home in their environment or on their command line."
+    found, own = [], {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        if process.pid in own: continue
+        with contextlib.suppress(psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE: continue
+            if process.environ().get("WITHIN_HOME") == str(home) or any(str(home) in word for word in process.cmdline()): found.append(process)
+    return found
+
+
+def end_holds(home: Path) -> None:
+    "Lets go of the supervisor this process may hold for a home (a script does so by ending)."
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("within.serving.supervisor").release(home)
+
+
+def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
+    "Ten seconds after a test nothing of it may run; what does is named, ended, and the test fails."
+    end_holds(home)
+    until = time.monotonic() + patience
+    while (left := living(home)) and time.monotonic() < until: time.sleep(0.1)
+    names = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
+            process.kill()
+    assert not names, "still running: " + "; ".join(names)
+
+
+@pytest.fixture(scope="session")
+def small_configs(tmp_path_factory) -> Path:
+    "The shipped policies with minimums that a world at scale 0.02 can meet."
+    return lower(Path(shutil.copytree(ROOT / "configs", tmp_path_factory.mktemp("policies") / "configs")))
+
+
+@pytest.fixture(scope="session")
+def world_home(tmp_path_factory, small_configs) -> Iterator[Path]:
+    "A home with the ad world of the first day (scale 0.02, replay clock). Read it only: `ctx` and `home` are copies."
+    from within.context import Context
+    from within.world import bootstrap
+
+    home = tmp_path_factory.mktemp("world") / "home"
+    with variables(WITHIN_HOME=str(home), WITHIN_CONFIGS=str(small_configs), WITHIN_CLOCK="replay"):
+        ctx = Context.open()
+        try: bootstrap(NOW, seed=SEED, scale=SCALE, ctx=ctx)
+        finally: ctx.close()
+    assert_nothing_runs(home)
+    yield home
+    assert_nothing_runs(home)
+
+
+@pytest.fixture
+def home(world_home, small_configs, tmp_path, monkeypatch) -> Iterator[Path]:
+    "This test's own copy of the small world; commands started by the test find it through WITHIN_HOME. Afterwards nothing may run there."
+    made = move_home(world_home, tmp_path / "home")
+    monkeypatch.setenv("WITHIN_HOME", str(made))
+    monkeypatch.setenv("WITHIN_CONFIGS", str(small_configs))
+    monkeypatch.setenv("WITHIN_CLOCK", "replay")
+    yield made
+    assert_nothing_runs(made)
+
+
+@pytest.fixture
+def ctx(home) -> Iterator:
+    "A context on this test's own copy of the small world, on the replay clock."
+    from within.context import Context
+
+    opened = Context.open()
+    yield opened
+    opened.close()
