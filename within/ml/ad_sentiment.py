@@ -69,6 +69,7 @@ class AdSentimentAnalyzer(Model):
         fitted = LogisticRegression(C=self.config["strength"], max_iter=200, random_state=self.config["random_state"]).fit(self.scaled(words), labels)
         self.weights, self.bias = fitted.coef_[0].astype(np.float32), float(fitted.intercept_[0])
         self.signature, self.target = [FeatureSpec("text", "text")], str(getattr(y, "name", None) or "label")
+        self.target_mean = float(labels.mean())
         return self
 
     def scaled(self, words):

@@ -148,8 +148,8 @@ def checked_target(y, # shape (n,)
     if not len(values): raise InvalidInput("no rows to learn from")
     if bad := int((~np.isfinite(values)).sum()): raise InvalidInput(f"{name} is missing or infinite in {bad:,} of {rows:,} rows; leave rows without an outcome out")
     if values.min() == values.max(): raise InvalidInput(f"{name} is {values[0]:g} in every row; nothing can be learned from a constant")
-    outside = int(((values < low) if low is not None else False) .sum() if low is not None else 0) + int((values > high).sum() if high is not None else 0)
-    if outside: raise InvalidInput(f"{name} lies outside {low:g}..{high:g} in {outside:,} of {rows:,} rows (from {values.min():g} to {values.max():g})")
+    outside = int((values < (-np.inf if low is None else low)).sum() + (values > (np.inf if high is None else high)).sum())
+    if outside: raise InvalidInput(f"{name} lies outside {'-∞' if low is None else format(low, 'g')}..{'∞' if high is None else format(high, 'g')} in {outside:,} of {rows:,} rows (from {values.min():g} to {values.max():g})")
     return values
 
 # %% ../../nbs/lib/210_ml.base.ipynb #952d46e8
@@ -198,6 +198,8 @@ class Model(ABC):
         self.config, self.ctx = checked_config(config, self.settings), ctx
         self.signature: list[FeatureSpec] = []
         self.target: str | None = None
+        self.target_mean: float | None = None   # of the training outcomes; what a baseline would answer
+        self.tracking_run_id: str | None = None # MLflow's, when the training was tracked
         self.lineage: dict = {}
         self._encode: RecordEncoder | None = None
 
@@ -228,7 +230,7 @@ class Model(ABC):
 
     def describe(self) -> dict:
         "What goes into model.json; a subclass adds its own keys."
-        return {"protocol": 1, "class": f"{type(self).__module__}:{type(self).__name__}", "name": self.name, "task": self.task, "target": self.target,
+        return {"protocol": 1, "class": f"{type(self).__module__}:{type(self).__name__}", "name": self.name, "task": self.task, "target": self.target, "target_mean": self.target_mean,
                 "config": self.config, "signature": [{"name": s.name, "kind": s.kind, "categories": list(s.categories)} for s in self.signature]}
 
     def write_weights(self, folder: Path) -> None:
@@ -255,7 +257,7 @@ class Model(ABC):
         try:
             model = cls(body["config"], ctx=ctx)
             model.signature = [FeatureSpec(str(s["name"]), str(s["kind"]), tuple(map(str, s["categories"]))) for s in body["signature"]]
-            model.target = str(body["target"])
+            model.target, model.target_mean = str(body["target"]), body.get("target_mean")
         except (KeyError, TypeError) as e: raise InvalidInput(f"model.json is incomplete: {e}") from None
         model.read_weights(Path(folder), body)
         return model
@@ -273,7 +275,8 @@ class BaselineModel(Model):
         values = pd.to_numeric(pd.Series(np.asarray(y).ravel())).to_numpy(dtype=np.float64, na_value=np.nan)
         if not len(values) or not np.isfinite(values).all(): raise InvalidInput("a baseline needs at least one outcome and none missing")
         self.target = str(getattr(y, "name", None) or "target")
-        self.answer = float(values.mean()) if self.config["kind"] == "mean" else float(values.mean() >= 0.5)
+        self.target_mean = float(values.mean())
+        self.answer = self.target_mean if self.config["kind"] == "mean" else float(self.target_mean >= 0.5)
         return self
 
     def predict(self, x: pd.DataFrame) -> np.ndarray:

@@ -145,7 +145,7 @@ class RegistryReader:
 
     def _info(self, row: VersionRow) -> ModelInfo:
         body, id = row.body, f"{row.name}@{row.version}"
-        aliases = tuple(a for a in sorted({"champion", "challenger", "staging", *body.get("aliases", ())}) if self.ctx.store.alias(row.name, a) == row.version)
+        aliases = tuple(a for a in ("champion", "challenger", "staging") if self.ctx.store.alias(row.name, a) == row.version)
         told = {k: body.get(k, {}) for k in ("metrics", "parameters", "labels", "training_data_info", "lineage", "mlflow")}
         return ModelInfo(row.name, row.version, id, row.digest, row.at, body.get("created_by", "unknown"), **told, approved=self.approval(id) is not None, aliases=aliases)
 
@@ -259,8 +259,7 @@ class ModelRegistry(RegistryFiles):
         digest = self._kept(model)
         known = self.ctx.store.model_version(name, version)
         if known is None:
-            run = getattr(model, "tracking_run_id", None)
-            mlflow = self.tracking.keep(name, version, digest, self.ctx.path("models", digest), run)
+            mlflow = self.tracking.keep(name, version, digest, self.ctx.path("models", digest), model.tracking_run_id)
             body = {**facts, "class": f"{type(model).__module__}:{type(model).__name__}", "created_by": self.ctx.settings.user, "mlflow": mlflow}
             self._claim(name, version, digest, body)
         else: self.ctx.store.add_model_version(name, version, digest, known.body)  # a Conflict if the bytes differ

@@ -98,6 +98,7 @@ class TreeModel(Model):
         held = (matrix(validation[0], signature), checked_target(validation[1], len(validation[0]), *self.bounds)) if validation is not None else None
         self.booster, self.curve, self.best_iteration = boosted(matrix(x, signature), values, signature, self.config, self.objective, held, early_stopping_rounds, progress)
         self.signature, self.target, self._encode = signature, str(getattr(y, "name", None) or "target"), None
+        self.target_mean = float(values.mean())
         return self
 
     def answers(self, rows: np.ndarray) -> np.ndarray:
