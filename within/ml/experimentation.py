@@ -156,7 +156,7 @@ def primary_verdict(metric: str, name: str, new: ShareFigure, old: ShareFigure, 
     effect, low, high = share_difference(new, old, alpha)
     phase, word = (Phase.PASSED, "better") if low > 0 else (Phase.FAILED, "worse") if high < 0 else (Phase.INCONCLUSIVE, "neither shown better nor worse")
     reason = (f"{metric} of {name} is {new.value:.4f} against {old.value:.4f}: {points(effect)} points ({points(low)} to {points(high)}, "
-              f"{new.rows:,} and {old.rows:,} known outcomes of {new.units:,} and {old.units:,} units), {word} than the control (threshold 0, valid at every look)")
+              f"{new.rows:,} and {old.rows:,} known outcomes of {new.units:,} and {old.units:,} units), {word} than the control (threshold 0)")
     return Verdict(f"primary.{metric}", phase, reason, effect, low, high, 0.0, new.rows + old.rows)
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #aca59515

@@ -160,11 +160,12 @@ def drift_verdict(analysis: DriftAnalysis, threshold: float) -> Verdict:
     unclear = [f for f in found if f.interval[0] <= threshold < f.interval[1]]
     phase = Phase.FAILED if fired else Phase.INCONCLUSIVE if unclear else Phase.PASSED
     named = ", ".join(f"{f.feature} {f.js_divergence:.3f} bits ({f.interval[0]:.3f} to {f.interval[1]:.3f})" for f in (fired or unclear or found[:1])[:3])
-    says = {Phase.FAILED: f"{len(fired)} of {len(found)} features drifted: {named}, above", Phase.PASSED: f"no feature drifted; the largest is {named}, not above",
+    says = {Phase.FAILED: f"{len(fired)} of {len(found)} features drifted: {named}, above",
+            Phase.PASSED: f"no feature drifted; the largest is {named}, not above",
             Phase.INCONCLUSIVE: f"{len(unclear)} of {len(found)} features may have drifted: {named}, too uncertain for"}[phase]
-    details = {"fired": [f.feature for f in fired], "unclear": [f.feature for f in unclear]}
-    top = found[0]
-    return Verdict("trigger.data_drift", phase, f"{says} the threshold of {threshold:g} bits", top.js_divergence, *top.interval, threshold, analysis.current_rows, details)
+    details, top = {"fired": [f.feature for f in fired], "unclear": [f.feature for f in unclear]}, found[0]
+    reason = f"{says} the threshold of {threshold:g} bits"
+    return Verdict("trigger.data_drift", phase, reason, top.js_divergence, *top.interval, threshold, analysis.current_rows, details)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #61a66fa1
 @dataclass(frozen=True)

@@ -187,9 +187,9 @@ def deviations(row_values: np.ndarray, segment: pd.Series, root: bool, clusters:
         relative = shape(m[:, :k] / m[:, k:]) / shape(m[:, :k].sum(1, keepdims=True)) - 1
     tail = 0.025 / k
     low, high = (np.nanquantile(relative, q, axis=0) for q in (tail, 1 - tail))
-    rows = labels.value_counts()
-    return [SegmentFigure(n, int(rows[n]), float(frame.by_group[n]), float(frame.by_group[n]) / frame.overall - 1 if frame.overall else 0.0, float(a), float(b))
-            for n, a, b in zip(names, low, high, strict=True)]
+    rows, whole = labels.value_counts(), float(frame.overall)
+    values = {n: float(frame.by_group[n]) for n in names}
+    return [SegmentFigure(n, int(rows[n]), values[n], values[n] / whole - 1 if whole else 0.0, float(a), float(b)) for n, a, b in zip(names, low, high, strict=True)]
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #199007af
 def fairness_verdict(gate: str, what: str, figures: list[SegmentFigure], limit: float, minimum_rows: int) -> Verdict:

@@ -49,7 +49,7 @@ def _js_bits(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def first_order_bias(p_counts: np.ndarray, q_counts: np.ndarray) -> float:
     """Expected excess in bits of the plug-in divergence over the true one; k counts bins in which either side has mass."""
     k = int(((p_counts + q_counts) > 0).sum())
-    return (k - 1) / (8 * np.log(2)) * (1 / p_counts.sum() + 1 / q_counts.sum())
+    return float((k - 1) / (8 * np.log(2)) * (1 / p_counts.sum() + 1 / q_counts.sum()))
 
 # %% ../../nbs/lib/020_stats.divergence.ipynb #1edb6aaf
 def js_divergence(p, q, bias_corrected: bool = False) -> float:
