@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRIMARY', 'GUARDRAILS', 'SRM_ALARM', 'Variant', 'Metric', 'read_parts', 'checked_variants', 'checked_metrics',
            'model_of', 'arms', 'ShareFigure', 'share_of', 'share_difference', 'points', 'primary_verdict',
-           'rollback_limit', 'share_guardrail', 'latency_guardrail', 'metric_verdict', 'ratio_verdict', 'concluded',
-           'ABTestResult', 'figures_of', 'compared', 'specification', 'begin', 'end_route', 'finish', 'ABTest',
-           'analyze', 'analyze_summaries']
+           'rollback_limit', 'share_guardrail', 'latency_guardrail', 'unmeasured', 'metric_verdict', 'ratio_verdict',
+           'concluded', 'ABTestResult', 'figures_of', 'compared', 'specification', 'begin', 'end_route', 'finish',
+           'ABTest', 'analyze', 'analyze_summaries']
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #fa67d2e8
 import math
@@ -194,6 +194,11 @@ def latency_guardrail(metric: str, name: str, new: pd.Series, old: pd.Series, ma
     return Verdict(f"guardrail.{metric}", phase, reason, ours - theirs, threshold=margin_ms, rows=len(new) + len(old), details=details)
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #7a6c02e2
+def unmeasured(metric: str) -> Verdict:
+    "A guardrail that nobody said anything about in either arm: reported, and no obstacle."
+    return Verdict(f"guardrail.{metric}", Phase.INCONCLUSIVE, f"{metric} was not measured in either arm", rows=0, details={"unmeasured": True})
+
+
 def metric_verdict(policy: Any, metric: Metric, name: str, new: pd.DataFrame, old: pd.DataFrame, alpha: float) -> Verdict:
     "The verdict on one metric of one variant against the control."
     relative, column = policy.release.experiment.non_inferiority, {"accuracy": "right", "user_feedback": "content", "error_rate": "failed"}.get(metric.name)
@@ -203,6 +208,7 @@ def metric_verdict(policy: Any, metric: Metric, name: str, new: pd.DataFrame, ol
     a, b = share_of(new[column], new["unit"]), share_of(old[column], old["unit"])
     if metric.priority == "primary": return primary_verdict(metric.name, name, a, b, alpha)
     if metric.name == "error_rate": return share_guardrail(metric.name, name, a, b, rollback_limit(policy, "error_rate", 0.01), alpha, small_is_good=True)
+    if not a.rows and not b.rows: return unmeasured(metric.name)
     margin = relative * b.value if math.isfinite(b.value) else relative
     return share_guardrail(metric.name, name, a, b, margin, alpha, small_is_good=False)
 
@@ -222,10 +228,11 @@ def ratio_verdict(units: Mapping[str, int], shares: Mapping[str, float]) -> Verd
 def concluded(ratio: Verdict, verdicts: Mapping[str, Sequence[Verdict]], control: str) -> tuple[str | None, str, str]:
     "(winner or None, 'completed' or 'inconclusive', why) from the verdicts of each variant, the primary metric's first."
     if not ratio.passed: return None, "inconclusive", f"no comparison can be trusted: {ratio.reason}"
+    verdicts = {n: [v for v in vs if not v.details.get("unmeasured")] for n, vs in verdicts.items()}
     won = {n: vs for n, vs in verdicts.items() if all(v.passed for v in vs)}
     if won:
         best = max(won, key=lambda n: won[n][0].figure)
-        return best, "completed", won[best][0].reason + "; every guardrail holds"
+        return best, "completed", "; ".join([won[best][0].reason, *(f"{v.gate} holds" for v in won[best][1:])])
     lost = {n: [v for v in vs if v.phase is Phase.FAILED] for n, vs in verdicts.items()}
     if all(lost.values()): return control, "completed", "; ".join(v.reason for vs in lost.values() for v in vs)
     return None, "inconclusive", "; ".join(v.reason for n, vs in verdicts.items() for v in vs if not v.passed and not lost[n])

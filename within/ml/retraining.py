@@ -28,6 +28,7 @@ from ..stats import bootstrap_mean_interval, proportion_interval, relative_rmse_
 from ..verdicts import Phase, Record, Verdict
 from ..windows import Window, parse_window
 from .base import BaselineModel
+from .evaluation import answers, outcomes
 from .metrics import rmse
 from .models import model_class
 from .registry import ModelInfo, ModelRegistry
@@ -105,8 +106,9 @@ def reference_accuracy(ctx: Context, info: ModelInfo) -> tuple[float | None, flo
             return a, math.sqrt(a * (1 - a) / rows) if rows else 0.0, f"{name} recorded at registration"
     if info.lineage.get("split"):
         test, policy = open_split(ctx, info.lineage["snapshot"], info.lineage["split"], verify=False)[2], ctx.policy(info.name)
-        truth, model = np.asarray(test[test.target], float), ModelRegistry(ctx).load(info.name, info.version)
-        a = float(np.mean((model.predict(test[model.features]) >= policy.score_threshold) == (truth >= policy.score_threshold)))
+        model = ModelRegistry(ctx).load(info.name, info.version)
+        truth = outcomes(test, test.target, model.task)
+        a = float(np.mean((answers(model, test) >= policy.score_threshold) == (truth >= policy.score_threshold)))
         return a, math.sqrt(a * (1 - a) / len(truth)), "its own test rows, scored again"
     return None, 0.0, "nothing recorded at registration"
 
@@ -207,9 +209,8 @@ def expected_improvement(e: Any, most: int = 20_000) -> ExpectedImprovement | No
     train, test = frame[~out], frame[out]
     challenger = quick_challenger(policy, ctx).fit(train[features], train[target])
     old = e.registry.load(champion.name, champion.version) if champion else BaselineModel({"kind": policy.baseline}).fit(train[features], train[target])
-    answers = old.predict(test[old.features] if champion else test)
-    clusters = test[unit].astype(str).to_numpy() if unit else None
-    figures = relative_rmse_improvement(test[target], challenger.predict(test[features]), answers, seed=ctx.seed, clusters=clusters)
+    truth, clusters = outcomes(test, target, challenger.task), test[unit].astype(str).to_numpy() if unit else None
+    figures = relative_rmse_improvement(truth, answers(challenger, test), answers(old, test), seed=ctx.seed, clusters=clusters)
     return ExpectedImprovement(*figures, rows=len(test), trained_on=len(train), against=champion.id if champion else f"the {policy.baseline} predictor")
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #1fab32ab
@@ -283,11 +284,10 @@ def performance(e: RetrainingEvaluator, version: str | None, window: Window) -> 
         v = Verdict("trigger.accuracy_drop", Phase.INCONCLUSIVE, why, threshold=threshold, rows=rows)
         return PerformanceAnalysis(e.model_name, name, str(window), rows, *(figures or [None] * 4), None, "none", v)
     if not rows: return undecided(f"no row of {e.dataset} from {window} has a known outcome")
-    truth = frame[target].to_numpy(float)
     model = e.registry.load(info.name, info.version) if info else BaselineModel({"kind": policy.baseline}).fit(frame, frame[target])
-    answers = model.predict(frame[model.features] if info else frame)
-    right = (answers >= policy.score_threshold) == (truth >= policy.score_threshold)
-    figures = (float(right.mean()), *right_interval(right, frame, e.roles.unit), rmse(truth, answers))
+    truth, predicted = outcomes(frame, target, model.task), answers(model, frame)
+    right = (predicted >= policy.score_threshold) == (truth >= policy.score_threshold)
+    figures = (float(right.mean()), *right_interval(right, frame, e.roles.unit), rmse(truth, predicted))
     seen = f"{figures[0]:.3f} ({figures[1]:.3f} to {figures[2]:.3f}) on {rows:,} rows"
     if info is None: return undecided(f"no champion on {e.dataset} to have become worse; accuracy of the {policy.baseline} predictor is {seen}", *figures)
     then, then_se, where = reference_accuracy(e.ctx, info)
