@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST_NOW', 'LAST_NOW', 'SMALLEST', 'LARGEST', 'DATASETS', 'HISTORY_DAYS', 'CHAMPION_UNTIL', 'REVIEWER', 'DAILY',
            'RECORD', 'BEGUN', 'Size', 'sizes', 'checked_now', 'days_of', 'parts', 'steps', 'furnish', 'register',
-           'train_champion', 'known_texts', 'account_rows', 'train_sentiment', 'train_account_health',
+           'train_champion', 'known_texts', 'account_rows', 'train_sentiment', 'held_accounts', 'train_account_health',
            'place_in_production', 'deployment_body', 'sole_bootstrap', 'read', 'described', 'occupied', 'World',
            'open_world', 'on_its_clock', 'bootstrap', 'models']
 
@@ -57,10 +57,10 @@ class Size(Record):
 
 
 def sizes(scale: float) -> Size:
-    "Row counts at `scale` (0.005 to 10; there are never more than 10,000 accounts); `InvalidInput` otherwise."
+    "Row counts at `scale` (0.005 to 10; the accounts are never fewer than 200 nor more than 10,000); `InvalidInput` otherwise."
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not (math.isfinite(scale) and SMALLEST <= scale <= LARGEST):
         raise InvalidInput(f"scale must be a number from {SMALLEST} to {LARGEST:g} (1.0 is the full world), not {scale!r}")
-    return Size(round(22_000 * scale), round(3_200 * scale), min(10_000, max(100, round(10_000 * scale))), round(6_000 * scale))
+    return Size(round(22_000 * scale), round(3_200 * scale), min(10_000, max(200, round(10_000 * scale))), round(6_000 * scale))
 
 
 def checked_now(now: Any) -> datetime:
@@ -74,7 +74,8 @@ def checked_now(now: Any) -> datetime:
 DATASETS = {
     "ads": DatasetInfo("ads", "created_at", "account_id", "effectiveness_score", "performance_category", "outcome_at", "ads_traffic",
                        "Ads of the built-in world with their effectiveness, one row an ad", "simulation"),
-    "ads_traffic": DatasetInfo("ads_traffic", "at", "unit", "outcome", None, "outcome_at", None, "Prediction requests after the first day, with outcomes", "simulation"),
+    "ads_traffic": DatasetInfo("ads_traffic", "at", "unit", "outcome", None, "outcome_at", None,
+                               "Prediction requests after the first day, with outcomes", "simulation"),
     "accounts_daily": DatasetInfo("accounts_daily", "day", "account_id", "goes_dark", None, "outcome_at", None,
                                   "Daily history of accounts; the label looks 30 days ahead", "simulation", "time"),
     "texts": DatasetInfo("texts", "created_at", "text_id", "label", None, None, None, "Ad texts with their sentiment, 4 % of the labels wrong", "simulation"),
@@ -195,10 +196,16 @@ def train_sentiment(ctx: Context, now: datetime, texts: pd.DataFrame) -> ModelIn
     return register(ctx, model, "3.1.0", trained.validation_metrics, {"dataset": "texts", "end_date": f"{now:%Y-%m-%d}", "samples": cut})
 
 
+def held_accounts(rows: pd.DataFrame) -> pd.Series:
+    "Whether a row belongs to the fifth of the accounts that is held out; taken in turn from those that went dark and those that did not."
+    ever = rows.groupby("account_id")["goes_dark"].max().reset_index().sort_values(["goes_dark", "account_id"], ascending=[False, True])
+    return rows["account_id"].isin(ever["account_id"].iloc[1::5])
+
+
 def train_account_health(ctx: Context, now: datetime) -> ModelInfo:
     "Train `account_health_predictor` 1.4.0 on window features; one account in five measures it."
     rows = account_rows(ctx, now)
-    held = rows["account_id"].str[-1].isin(["3", "8"])
+    held = held_accounts(rows)
     model, features = AccountHealthPredictor(config={"n_estimators": 80, "max_depth": 3}), [c for c in rows if "." in c] + ["platform"]
     trained = ModelTrainer(model, experiment_tracking=False, ctx=ctx).train(rows[~held], rows[held], features, "goes_dark")
     about = {"dataset": "accounts_daily", "end_date": f"{now:%Y-%m-%d}", "samples": int((~held).sum())}
@@ -241,7 +248,8 @@ def sole_bootstrap(ctx: Context, arguments: dict) -> Iterator[None]:
             raise Conflict(f"{home} already holds a world ({described(read(home / RECORD))}); use it, or set WITHIN_HOME to an empty folder for another one")
         begun = read(home / BEGUN) if (home / BEGUN).exists() else None
         if begun is not None and begun != arguments:
-            raise Conflict(f"an unfinished world lies in {home} ({described(begun)}); call bootstrap with the same arguments to finish it, or choose another WITHIN_HOME")
+            raise Conflict(f"an unfinished world lies in {home} ({described(begun)}); call bootstrap with the same arguments to finish it, "
+                           "or choose another WITHIN_HOME")
         if begun is None and (taken := occupied(ctx)):
             raise Conflict(f"{home} is in use ({taken}), and the ad world would mix with it; set WITHIN_HOME to an empty folder")
         write_atomic(home / BEGUN, json.dumps(arguments))

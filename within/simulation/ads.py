@@ -250,7 +250,8 @@ def ads_month(month: str, per_month: int = 22_000, seed: int = 0, null: bool = F
     category = np.select([score <= low, score <= high], ["low", "medium"], "high")
     truths = {name: expected_score(**origin, null=null, changed=c).astype(np.float32)
               for name, c in (("truth", None), ("truth_2022", 0.0), ("truth_since", 1.0 - null))} if with_truth else {}
-    return pd.DataFrame(times).assign(**frame, **noise, effectiveness_score=score, performance_category=pd.Series(category, dtype="str"), **truths)
+    scored = {"effectiveness_score": score, "performance_category": pd.Series(category, dtype="str"), **truths}
+    return pd.concat([pd.DataFrame(times), frame, pd.DataFrame(noise), pd.DataFrame(scored)], axis=1)
 
 # %% ../../nbs/lib/202_simulation.ads.ipynb #be24212d
 def generate_ads(start: str = MONTHS[0], end: str = MONTHS[-1], per_month: int = 22_000, seed: int = 0, null: bool = False) -> pd.DataFrame:
@@ -271,7 +272,8 @@ def traffic_day(day: str, per_day: int = 3_200, seed: int = 0, null: bool = Fals
     name = f"{WORLD_START + pd.Timedelta(days=first):%Y%m%d}"
     ids = pd.Series([f"rq-{name}-{i:06d}" for i in range(per_day)], dtype="str")
     head = {"request_id": ids, "at": stamps(days), "unit": frame.pop("account_id")}
-    return pd.DataFrame(head).assign(**frame, outcome=outcome, outcome_at=stamps(days + delays(rng, per_day)), feedback_tolerance=tolerance)
+    tail = {"outcome": outcome, "outcome_at": stamps(days + delays(rng, per_day)), "feedback_tolerance": tolerance}
+    return pd.concat([pd.DataFrame(head), frame, pd.DataFrame(tail)], axis=1)
 
 
 def traffic(start: str = "2023-10-01", days: int = 123, per_day: int = 3_200, seed: int = 0, null: bool = False) -> pd.DataFrame:
