@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "
          "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 os.environ.update(QUIET)
 for _name in [n for n in os.environ if n.startswith("WITHIN_")]: del os.environ[_name]   # a developer's own home is nobody's fixture
-os.environ["PATH"] = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def lower(configs: Path, samples: int = 200) -> Path:
@@ -54,13 +55,15 @@ def move_home(source: Path, target: Path) -> Path:
     "A copy of a home that lives at its new place: MLflow's database holds absolute artifact paths, so they are rewritten in the copy."
     shutil.copytree(source, target, symlinks=True)
     for file in (f for f in target.rglob("*") if f.suffix in (".db", ".sqlite") and f.is_file()):
-        with contextlib.closing(sqlite3.connect(file)) as db, db:
+        with contextlib.closing(sqlite3.connect(file)) as db:
             for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
                 for _, column, kind, *_ in db.execute(f'pragma table_info("{table}")').fetchall():
                     if not any(word in kind.upper() for word in ("CHAR", "TEXT")): continue
                     with contextlib.suppress(sqlite3.Error):   # an append-only table refuses, and holds no path of MLflow's
                         db.execute(f'update "{table}" set "{column}" = replace("{column}", ?, ?) where instr("{column}", ?)',
                                    (str(source), str(target), str(source)))
+            db.commit()
+            db.execute("vacuum")   # freed pages still hold the old words
     return target
 
 
@@ -76,9 +79,8 @@ def living(home: Path) -> list[psutil.Process]:
 
 
 def end_holds(home: Path) -> None:
-    "Lets go of the supervisor this process may hold for a home (a script does so by ending)."
-    with contextlib.suppress(ImportError, AttributeError):
-        importlib.import_module("within.serving.supervisor").release(home)
+    "Lets go of the supervisor that this process holds for a home; a script does so by ending."
+    if supervisor := sys.modules.get("within.serving.supervisor"): supervisor.release(SimpleNamespace(settings=SimpleNamespace(home=home)))
 
 
 def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
