@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from .clock import parse_time
 from .context import Context, resolve
 from .errors import InvalidInput, StageNotReady, unknown
-from .snapshots import PARTS, Rows, Split, TrainingData, keep_snapshot, open_snapshot, open_split, split_rows
+from .snapshots import Rows, Split, TrainingData, keep_snapshot, open_snapshot, split_rows
 from .verdicts import Phase, Record, Verdict
 from .warehouse import DatasetInfo
 
@@ -38,7 +38,8 @@ def matches(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if form.fullmatch(name)]
 
 
-def choose_features(names: Sequence[str], include: Iterable[str], exclude: Iterable[str] = (), reserved: Iterable[str] = (), lenient: bool = False) -> list[str]:
+def choose_features(names: Sequence[str], include: Iterable[str], exclude: Iterable[str] = (), reserved: Iterable[str] = (),
+                    lenient: bool = False) -> list[str]:
     "Names covered by `include` and not by `exclude` nor `reserved` (target and keys); `lenient` lets an include pattern match nothing."
     include, exclude = pattern_list("include_features", include), pattern_list("exclude_features", exclude)
     for pattern in include:
@@ -110,7 +111,8 @@ def enough_rows(rows: int, wanted: int, rule: str) -> Verdict:
     "Passed or failed, with the count and the rule it was held against."
     phase = Phase.PASSED if rows >= wanted else Phase.FAILED
     words = "meet" if phase is Phase.PASSED else "are fewer than"
-    return Verdict("data.samples", phase, f"{rows:,} matured rows {words} the minimum of {wanted:,} ({rule})", figure=float(rows), threshold=float(wanted), rows=rows)
+    reason = f"{rows:,} matured rows {words} the minimum of {wanted:,} ({rule})"
+    return Verdict("data.samples", phase, reason, figure=float(rows), threshold=float(wanted), rows=rows)
 
 # %% ../nbs/lib/230_data.ipynb #9d11faa1
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ def select_rows(table: ibis.Table, info: DatasetInfo, roles: Roles, now: datetim
     total, came = table.count().to_pyarrow().as_py(), counts.pop("rows")
     aside = {"whose outcome has not come yet": total - came, **{k: int(v or 0) for k, v in counts.items()}}
     used = came - sum(int(v or 0) for v in counts.values())
-    if came and not used: raise InvalidInput(f"no row of dataset {info.name!r} has a usable {roles.target!r}: {', '.join(f'{v:,} {k}' for k, v in aside.items() if v)}")
+    if came and not used:
+        raise InvalidInput(f"no row of dataset {info.name!r} has a usable {roles.target!r}: {', '.join(f'{v:,} {k}' for k, v in aside.items() if v)}")
     good = matured.filter(*[~r for r in reasons.values()])
     return good, {"set_aside": {k: v for k, v in aside.items() if v}, "rows_used": used}
 
@@ -258,7 +261,8 @@ def disjoint_and_complete(parts: Sequence[Split], whole: int | None) -> Verdict:
     "No row on two sides, and no row lost."
     ids = np.concatenate([p.row_ids for p in parts])
     twice, lost = len(ids) - len(np.unique(ids)), (whole or len(ids)) - len(np.unique(ids))
-    return proof("disjoint", twice == 0 and lost == 0, f"{len(ids):,} rows, {twice:,} of them on two sides, {lost:,} on none", figure=float(twice), rows=len(ids))
+    reason = f"{len(ids):,} rows, {twice:,} of them on two sides, {lost:,} on none"
+    return proof("disjoint", twice == 0 and lost == 0, reason, figure=float(twice), rows=len(ids))
 
 
 def class_counts(part: Rows, column: str | None) -> dict[str, int]:
@@ -271,15 +275,17 @@ def same_mix(parts: Sequence[Split], column: str) -> Verdict:
     "Largest difference between a class's share in a side and in all rows, in points."
     counts = pd.DataFrame({p.part: class_counts(p, column) for p in parts}).fillna(0)
     gap = (counts / counts.sum() - counts.sum(axis=1).to_numpy()[:, None] / counts.to_numpy().sum()).abs().to_numpy().max() * 100
-    bound = 100 * len(counts) / max(1, counts.sum().min())                     # one row a class is rounding
-    return proof("stratified", gap <= bound, f"shares of {column} differ by at most {gap:.2f} points between the sides (rounding explains {bound:.2f})", figure=float(gap), threshold=float(bound))
+    bound = 200 / max(1, counts.sum().min())                                   # two rows a class are rounding
+    reason = f"shares of {column} differ by at most {gap:.2f} points between the sides (rounding explains {bound:.2f})"
+    return proof("stratified", gap <= bound, reason, figure=float(gap), threshold=float(bound))
 
 # %% ../nbs/lib/230_data.ipynb #668e85a9
 def later(parts: Sequence[Split]) -> Verdict:
     "Every test row lies after every validation row, and those after every training row."
     spans = [p.span for p in parts]
     holds = all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
-    return proof("time", holds, f"training ends {spans[0][1]:%Y-%m-%d %H:%M}, validation runs {spans[1][0]:%Y-%m-%d %H:%M} to {spans[1][1]:%Y-%m-%d %H:%M}, the test begins {spans[2][0]:%Y-%m-%d %H:%M}")
+    first, last = ([f"{s[i]:%Y-%m-%d %H:%M}" for s in spans] for i in (0, 1))
+    return proof("time", holds, f"training ends {last[0]}, validation runs {first[1]} to {last[1]}, the test begins {first[2]}")
 
 
 def units_apart(parts: Sequence[Split]) -> Verdict:
@@ -347,14 +353,15 @@ class DataReport(Record):
 
     def table(self) -> pd.DataFrame:
         "One row a part: rows, dates, class shares."
-        rows = {p: {"rows": n, "dates": self.dates.get(p, "–"), **{c: k / max(1, n) for c, k in self.classes_by_part.get(p, {}).items()}} for p, n in self.samples.items()}
-        return pd.DataFrame(rows).T
+        shares = {p: {c: k / max(1, n) for c, k in self.classes_by_part.get(p, {}).items()} for p, n in self.samples.items()}
+        return pd.DataFrame({p: {"rows": n, "dates": self.dates.get(p, "–"), **shares[p]} for p, n in self.samples.items()}).T
 
 # %% ../nbs/lib/230_data.ipynb #94068ca1
 def duplicates(parts: Sequence[Split]) -> int:
     "Rows that repeat another in time, unit and every feature, over all sides."
     keys = [k for k in (parts[0].time, parts[0].unit) if k]
-    hashes = np.concatenate([pd.util.hash_pandas_object(b, index=False).to_numpy() for p in parts for b in p.to_batches([*keys, *p.features])] or [np.array([], np.uint64)])
+    batches = (b for p in parts for b in p.to_batches([*keys, *p.features]))
+    hashes = np.concatenate([np.array([], np.uint64), *(pd.util.hash_pandas_object(b, index=False).to_numpy() for b in batches)])
     return len(hashes) - len(np.unique(hashes))
 
 

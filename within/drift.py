@@ -33,7 +33,8 @@ def as_table(table: Any, columns: Sequence[str] | None = None) -> ibis.Table:
     if isinstance(table, ibis.Table): return table
     if hasattr(table, "to_arrow") and hasattr(table, "features"): return ibis.memtable(table.to_arrow(columns or table.features))
     if isinstance(table, (pd.DataFrame, pa.Table)):
-        if isinstance(table, pd.DataFrame) and not table.columns.is_unique: raise InvalidInput(f"columns are named twice: {sorted(table.columns[table.columns.duplicated()])}")
+        names = pd.Index(table.columns if isinstance(table, pd.DataFrame) else table.column_names)
+        if not names.is_unique: raise InvalidInput(f"columns are named twice: {sorted(names[names.duplicated()])}")
         return ibis.memtable(table)
     if isinstance(table, (str, Path)):
         path = Path(table)
@@ -158,7 +159,7 @@ class Reference(Record):
     source: str = ""                       # where the rows came from, e.g. a snapshot's hash
 
     def compare(self, table: Any, threshold: float = 0.2, level: float = 0.95, minimum_rows: int = 100) -> "DriftAnalysis":
-        "Count `table` into the reference's slots; `threshold` in bits. Missing columns and changed types are `InvalidInput`, too few rows an inconclusive verdict."
+        "Count `table` into the slots; `threshold` in bits. Missing columns and changed types are `InvalidInput`, too few rows inconclusive."
         return compare_with(self, table, threshold, level, minimum_rows)
 
     def save(self, path: str | Path) -> Path:
@@ -232,6 +233,8 @@ class FeatureDrift(Record):
     reference: tuple[int, ...] = field(default=(), repr=False)   # counts per slot
     current: tuple[int, ...] = field(default=(), repr=False)
 
+    def figures(self) -> dict: return {"js_divergence": self.js_divergence, "low": self.interval[0], "high": self.interval[1], "drifted": self.drifted}
+
     def shares(self) -> pd.DataFrame:
         "Share of rows per slot, reference and current, and what each slot adds to the divergence."
         p, q = (np.asarray(c, float) / max(1, sum(c)) for c in (self.reference, self.current))
@@ -244,7 +247,8 @@ def feature_drift(name: str, slots: Slots, reference: Sequence[int], current: Se
     "The figures of one feature from two rows of counts."
     corrected, raw = (js_divergence(reference, current, bias_corrected=b) for b in (True, False))
     interval = js_interval(reference, current, level)
-    return FeatureDrift(name, corrected, tuple(interval), corrected > threshold, threshold, raw, conversions(raw), tuple(slots.labels), tuple(reference), tuple(current))
+    counted = {"labels": tuple(slots.labels), "reference": tuple(reference), "current": tuple(current)}
+    return FeatureDrift(name, corrected, tuple(interval), corrected > threshold, threshold, raw, conversions(raw), **counted)
 
 # %% ../nbs/lib/240_drift.ipynb #4ef8a4ae
 @dataclass(frozen=True, repr=False)
@@ -264,19 +268,20 @@ class DriftAnalysis(Record):
 
     def table(self) -> pd.DataFrame:
         "One row a feature, the most moved first."
-        rows = [{"feature": f.feature, "js_divergence": f.js_divergence, "low": f.interval[0], "high": f.interval[1], "drifted": f.drifted, **f.conversions} for f in self.features.values()]
         columns = ["feature", "js_divergence", "low", "high", "drifted", "evidently", "nannyml", "tfdv"]
+        rows = [{"feature": n, **f.figures(), **f.conversions} for n, f in self.features.items()]
         return pd.DataFrame(rows, columns=columns).sort_values("js_divergence", ascending=False, ignore_index=True)
 
     def to_dict(self) -> dict:
-        small = {n: {"js_divergence": f.js_divergence, "low": f.interval[0], "high": f.interval[1], "drifted": f.drifted} for n, f in self.features.items()}
-        return {"features": small, "drifted": self.drifted, "verdict": self.verdict.to_dict(), "reference_rows": self.reference_rows, "current_rows": self.current_rows, "threshold": self.threshold}
+        rows = {"reference_rows": self.reference_rows, "current_rows": self.current_rows, "threshold": self.threshold}
+        return {"features": {n: f.figures() for n, f in self.features.items()}, "drifted": self.drifted, "verdict": self.verdict.to_dict(), **rows}
 
     def __repr__(self) -> str: return f"DriftAnalysis({self.verdict.reason})"
 
     def _repr_markdown_(self) -> str:
         head = ["| feature | JS divergence (bits) | 95 % interval | drifted |", "| --- | ---: | --- | --- |"]
-        body = [f"| {r.feature} | {r.js_divergence:.4f} | {r.low:.4f} .. {r.high:.4f} | {'yes' if r.drifted else 'no'} |" for r in self.table().head(15).itertuples()]
+        rows = self.table().head(15).itertuples()
+        body = [f"| {r.feature} | {r.js_divergence:.4f} | {r.low:.4f} .. {r.high:.4f} | {'yes' if r.drifted else 'no'} |" for r in rows]
         more = [f"\n… and {len(self.features) - 15} features that moved less"] if len(self.features) > 15 else []
         return "\n".join([f"**DriftAnalysis**: {self.verdict.reason}", "", *head, *body, *more])
 
@@ -288,16 +293,18 @@ def drift_verdict(features: Mapping[str, FeatureDrift], threshold: float, rows: 
     top, moved = max(features.values(), key=lambda f: f.js_divergence), [f for f in features.values() if f.drifted]
     figure = f"{top.feature} moved most: JS divergence {top.js_divergence:.4f} bits ({top.interval[0]:.4f} to {top.interval[1]:.4f})"
     count = f"{len(moved)} of {len(features)} features drifted beyond {threshold:g} bits"
-    return Verdict("data_drift", Phase.FAILED if moved else Phase.PASSED, f"{count}; {figure}", top.js_divergence, *top.interval, threshold, rows, {"drifted": sorted(f.feature for f in moved)})
+    phase, names = (Phase.FAILED if moved else Phase.PASSED), sorted(f.feature for f in moved)
+    return Verdict("data_drift", phase, f"{count}; {figure}", top.js_divergence, *top.interval, threshold, rows, {"drifted": names})
 
 
 def matching(reference: Reference, table: ibis.Table) -> None:
     "`InvalidInput` if a column of the reference is missing or has changed its kind."
     schema = table.schema()
     for name, slots in reference.slots.items():
-        if name not in schema: raise unknown("column", name, schema, ) if False else InvalidInput(f"the table lacks column {name!r} of the reference; {unknown('column', name, schema)}")
+        if name not in schema: raise InvalidInput(f"the table lacks column {name!r} of the reference: {unknown('column', name, schema)}")
         kind = kind_of(name, schema[name])
-        if kind != slots.kind: raise InvalidInput(f"column {name!r} was a {slots.kind} in the reference and is a {kind} ({schema[name]}) now: a changed type is not drift")
+        if kind == slots.kind: continue
+        raise InvalidInput(f"column {name!r} was a {slots.kind} in the reference and is a {kind} ({schema[name]}) now: a changed type is not drift")
 
 
 def compare_with(reference: Reference, table: Any, threshold: float, level: float, minimum_rows: int) -> DriftAnalysis:

@@ -14,8 +14,7 @@ __all__ = ['FUNCTIONS', 'Value', 'LONGEST', 'MOST_NODES', 'OF_THE_TABLE', 'ROW',
 # %% ../nbs/lib/245_expressions.ipynb #ab5b1ecb
 import ast
 import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -286,7 +285,8 @@ def parse(source: str, place: Place = Place()) -> ast.Expression:   # noqa: B008
     if not isinstance(source, str) or not source.strip(): raise place.error("an expression is a text such as word_count(headline)")
     if len(source) > LONGEST: raise place.error(f"{len(source):,} characters; an expression has at most {LONGEST:,}")
     try: tree = ast.parse(source.strip(), mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as e: raise place.error(f"{source[:80]!r} is not an expression: {getattr(e, 'msg', None) or 'too deep'}") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        raise place.error(f"{source[:80]!r} is not an expression: {getattr(e, 'msg', None) or 'too deep'}") from None
     nodes = list(ast.walk(tree))
     if len(nodes) > MOST_NODES: raise place.error(f"{len(nodes)} parts; an expression has at most {MOST_NODES}")
     for node in nodes: allowed_node(node, place)
@@ -295,10 +295,11 @@ def parse(source: str, place: Place = Place()) -> ast.Expression:   # noqa: B008
 
 def allowed_node(node: ast.AST, place: Place) -> None:
     "Refuse what is not part of the language."
-    if not isinstance(node, ALLOWED): raise place.error(f"{type(node).__name__} is not allowed here; columns, numbers, texts, + - * /, comparisons, and/or/not and functions are")
+    if not isinstance(node, ALLOWED):
+        raise place.error(f"{type(node).__name__} is not allowed here; columns, numbers, texts, + - * /, comparisons, and/or/not and functions are")
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, (str, int, float, bool)): raise place.error(f"the constant {node.value!r} is not allowed")
-        if isinstance(node.value, (int, float)) and (not math.isfinite(node.value) or abs(node.value) > 1e15): raise place.error("a number of more than 15 digits")
+        if isinstance(node.value, (int, float)) and not abs(node.value) <= 1e15: raise place.error("a number of more than 15 digits")
     if isinstance(node, ast.keyword) and node.arg is None: raise place.error("** is not allowed")
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name): raise place.error("only functions of the list can be called")

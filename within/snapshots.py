@@ -131,7 +131,8 @@ class Rows(Record):
     def facts(self) -> dict:
         "What a person wants to see first."
         times = {"from": str(self.span[0].date()), "to": str(self.span[1].date())} if self.span else {}
-        return {"rows": f"{len(self):,}", **times, "features": len(self.features), "target": self.target, "category": self.category, "snapshot": self.snapshot[:12]}
+        roles = {"features": len(self.features), "target": self.target, "category": self.category}
+        return {"rows": f"{len(self):,}", **times, **roles, "snapshot": self.snapshot[:12]}
 
     def __repr__(self) -> str: return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.facts().items() if v is not None)})"
 
@@ -152,13 +153,16 @@ def shares_checked(validation_size: float, test_size: float) -> tuple[float, flo
 
 
 def divide_random(strata: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
-    "For each row 0 (train), 1 (validation) or 2 (test); shares are kept within each stratum up to one row."
-    side, done = np.zeros(len(strata), np.int8), 0
-    for i, stratum in enumerate(np.unique(strata)):
-        ids = np.random.default_rng([seed, i]).permutation(np.flatnonzero(strata == stratum))
-        cut = [round((done + len(ids)) * share) - round(done * share) for share in (test, validation)]
-        side[ids[:cut[0]]], side[ids[cut[0]:cut[0] + cut[1]]] = 2, 1
-        done += len(ids)
+    "For each row 0 (train), 1 (validation) or 2 (test); shares are kept within each stratum up to a row or two, and exactly over all."
+    side, given = np.zeros(len(strata), np.int8), np.zeros(3, int)
+    names, sizes = np.unique(strata, return_counts=True)
+    for i in np.argsort(sizes, kind="stable"):                     # small strata first: the largest evens out what rounding left
+        ids = np.random.default_rng([seed, i]).permutation(np.flatnonzero(strata == names[i]))
+        given[0] += len(ids)
+        tests = min(max(round(given[0] * test) - given[2], 0), len(ids))
+        validations = min(max(round(given[0] * validation) - given[1], 0), len(ids) - tests)
+        side[ids[:tests]], side[ids[tests:tests + validations]] = 2, 1
+        given[1:] += validations, tests
     return side
 
 # %% ../nbs/lib/228_snapshots.ipynb #eec763b3
@@ -224,7 +228,8 @@ class TrainingData(Rows):
                 "rows set aside": ", ".join(f"{v:,} {k}" for k, v in self.set_aside.items() if v) or None, "notes": "; ".join(self.notes) or None}
 
     def to_dict(self) -> dict:
-        return {**super().to_dict(), **{k: plain(getattr(self, k)) for k in ("model", "dataset", "start", "end", "enough", "dropped", "set_aside", "missing", "notes")}}
+        found = ("model", "dataset", "start", "end", "enough", "dropped", "set_aside", "missing", "notes")
+        return {**super().to_dict(), **{k: plain(getattr(self, k)) for k in found}}
 
 # %% ../nbs/lib/228_snapshots.ipynb #7d860f62
 PARTS = ("train", "validation", "test")
@@ -264,8 +269,8 @@ def remember_split(folder: Path, spec: Mapping, parts: tuple[Split, ...]) -> Non
     rows = {p.part: {"rows": len(p), "sha256": hashlib.sha256(p.row_ids.astype("<i8").tobytes()).hexdigest()} for p in parts}
     path = folder / f"split-{split_digest(spec)}.json"
     if path.exists():
-        if json.loads(path.read_text())["parts"] != rows: raise DigestMismatch(f"{path.name} of snapshot {folder.name[:12]} describes other rows than this split has")
-        return
+        if json.loads(path.read_text())["parts"] == rows: return
+        raise DigestMismatch(f"{path.name} of snapshot {folder.name[:12]} describes other rows than this split has")
     write_text_atomically(path, json.dumps({"spec": plain(spec), "parts": rows}, indent=1))
 
 
@@ -315,7 +320,8 @@ def open_snapshot(ctx: Context | None, hash: str, verify: bool = True) -> Traini
     if len(str(hash)) != 64 or not str(hash).isalnum() or not (folder / "snapshot.json").exists():
         raise UnknownDataset(f"no snapshot {hash!r}: a snapshot is named by the 64 hex digits that `prepare_training_data` returned in `.snapshot`")
     about = json.loads((folder / "snapshot.json").read_text())
-    if verify and content_digest(folder / "data.parquet", about["roles"]) != hash: raise DigestMismatch(f"the rows of snapshot {hash[:12]} were changed after it was made")
+    if verify and content_digest(folder / "data.parquet", about["roles"]) != hash:
+        raise DigestMismatch(f"the rows of snapshot {hash[:12]} were changed after it was made")
     roles = {k: tuple(v) if isinstance(v, list) else v for k, v in about["roles"].items()}
     found = {k: about[k] for k in ("model", "dataset", "start", "end", "dropped", "set_aside", "missing", "default_split") if k in about}
     enough = Verdict(**{**about["enough"], "phase": Phase(about["enough"]["phase"])}) if about.get("enough") else None

@@ -67,10 +67,10 @@ def load_source(path: str | Path) -> SourcePolicy:
     for group in ("columns", "rules"):
         for key, source in getattr(policy, group).items():
             if isinstance(source, str): parse(source, place_of(path, lines, group, key))
-    for role in ("time", "unit", "target", "outcome_time", "category"):
-        name = getattr(policy, role)
-        if name and name not in policy.outputs:
-            if role in ("time", "unit", "target") or role in data: raise ConfigError(str(unknown(f"column for {role}", name, policy.outputs)), path, lines.get((role,), lines.get(("columns",))), role)
+    asked = {"time", "unit", "target"} | ({"outcome_time", "category"} & set(data))
+    for role in sorted(asked):
+        if (name := getattr(policy, role)) is not None and name not in policy.outputs:
+            raise ConfigError(str(unknown(f"column for {role}", name, policy.outputs)), path, lines.get((role,), lines.get(("columns",))), role)
     for name in policy.constants:
         if name in policy.columns: raise ConfigError("defined twice, as a column and as a constant", path, lines.get(("constants", name)), f"constants.{name}")
     return policy
@@ -163,7 +163,8 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".{name}.lock", "a") as file:
         try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise Conflict(f"source {name!r} is being ingested by another process; its rows are untouched, try again when that one is done") from None
+        except OSError:
+            raise Conflict(f"source {name!r} is being ingested by another process; its rows are untouched, try again when that one is done") from None
         yield
 
 # %% ../nbs/lib/250_sources.ipynb #b9b56e59
@@ -189,7 +190,8 @@ ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)   # quarantined rows have no trustwort
 def info_of(policy: SourcePolicy) -> DatasetInfo:
     "The description of the dataset a source makes."
     optional = {k: getattr(policy, k) if getattr(policy, k) in policy.outputs else None for k in ("category", "outcome_time")}
-    return DatasetInfo(name=policy.source, time=policy.time, unit=policy.unit, target=policy.target, description=policy.description.strip(), source=policy.source, split=policy.split, **optional)
+    roles = {k: getattr(policy, k) for k in ("time", "unit", "target", "source", "split")}
+    return DatasetInfo(name=policy.source, description=policy.description.strip(), **roles, **optional)
 
 # %% ../nbs/lib/250_sources.ipynb #8459691c
 def ingest(source: str | Path, files: str | Path | Iterable[str | Path], ctx: Context | None = None) -> IngestResult:
@@ -233,8 +235,8 @@ def sorted_out(made: Path, policy: SourcePolicy) -> tuple[pa.Table, pd.Series]:
     frames = (batch.to_pandas().set_index("_row") for batch in file.iter_batches(batch_size=100_000))
     failed = pd.concat([empty, *(broken_rules(frame, schema) for frame in frames)])
     failed = pd.concat([failed, repeated(file, policy.unique, set(failed.index))])
-    good = [t.filter(pa.array(~t["_row"].to_pandas().isin(failed.index))) for t in map(pa.Table.from_batches, ([b] for b in file.iter_batches(batch_size=100_000)))]
-    return without_nan(pa.concat_tables([file.schema_arrow.empty_table(), *good]).drop_columns(["_row"])), failed
+    table = file.read()
+    return without_nan(table.filter(pa.array(~table["_row"].to_pandas().isin(failed.index))).drop_columns(["_row"])), failed
 
 
 def repeated(file: pq.ParquetFile, unique: Sequence[str], bad: set[int]) -> pd.Series:
@@ -247,7 +249,9 @@ def repeated(file: pq.ParquetFile, unique: Sequence[str], bad: set[int]) -> pd.S
 
 def without_nan(table: pa.Table) -> pa.Table:
     "NaN as missing, so that a column has one way to say nothing."
-    return pa.table({n: pa.array(c.to_pandas(), c.type, from_pandas=True) if pa.types.is_floating(c.type) else c for n, c in zip(table.column_names, table.columns, strict=True)})
+    for i, name in enumerate(table.column_names):
+        if pa.types.is_floating(table[name].type): table = table.set_column(i, name, pa.array(table[name].to_pandas(), table[name].type, from_pandas=True))
+    return table
 
 # %% ../nbs/lib/250_sources.ipynb #f9051ba5
 def quarantine_of(read: Path, failed: pd.Series) -> pa.Table:
@@ -269,10 +273,12 @@ def publish(ctx: Context, policy: SourcePolicy, accepted: pa.Table, quarantine: 
     if len(accepted) + len(quarantine) != read: raise RuntimeError(f"{len(accepted)} accepted + {len(quarantine)} quarantined rows are not the {read} read")
     if not len(accepted): raise InvalidInput(f"no row of {read:,} is good: {counted(quarantine)}; nothing was written")
     name = f"{policy.source}_quarantine"
-    ctx.warehouse.write(name, quarantine, part="rows", info=DatasetInfo(name=name, time="quarantine_known_from", unit="quarantine_row", description=f"Rows of {policy.source} that broke a rule", source=policy.source))
+    what = f"Rows of {policy.source} that broke a rule"
+    about = DatasetInfo(name=name, time="quarantine_known_from", unit="quarantine_row", description=what, source=policy.source)
+    ctx.warehouse.write(name, quarantine, part="rows", info=about)
     ctx.warehouse.write(policy.source, accepted, part="rows", info=info_of(policy))
-    span = accepted[policy.time].to_pandas()
-    return IngestResult(policy.source, len(accepted), len(quarantine), counted(quarantine), read, tuple(f.name for f in files), f"{span.min():%Y-%m-%d}", f"{span.max():%Y-%m-%d}")
+    days = accepted[policy.time].to_pandas().agg(["min", "max"]).dt.strftime("%Y-%m-%d").tolist()
+    return IngestResult(policy.source, len(accepted), len(quarantine), counted(quarantine), read, tuple(f.name for f in files), *days)
 
 
 def counted(quarantine: pa.Table) -> dict[str, int]:

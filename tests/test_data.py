@@ -1,0 +1,254 @@
+"""Snapshots and data preparation: what a model may learn from, and that nothing leaves silently."""
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from within.clock import FrozenClock, parse_time
+from within.context import Context
+from within.data import DataPreparer
+from within.errors import DigestMismatch, InvalidInput, StageNotReady, UnknownDataset, UnknownModel
+from within.snapshots import canonical, content_digest, divide_random, divide_time, divide_unit, open_snapshot, open_split
+from within.warehouse import DatasetInfo
+
+INFO = DatasetInfo(name="ads", time="created_at", outcome_time="outcome_at", unit="account_id", target="effectiveness_score", category="performance_category")
+
+
+def ads(n: int = 900, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    day = pd.date_range("2023-01-01", periods=n, freq="6h", tz="UTC")
+    frame = pd.DataFrame({
+        "account_id": rng.integers(0, 90, n).astype(str), "created_at": day, "outcome_at": day + pd.Timedelta("3D"), "internal_id": np.arange(n), "timestamp": day,
+        "ad_content.word_count": rng.integers(3, 40, n), "ad_content.urgency": np.where(rng.random(n) < 0.1, np.nan, rng.random(n)),
+        "historical_metrics.ctr_7d": rng.random(n), "platform": rng.choice(["facebook", "google"], n), "target_audience": rng.choice(["all", "young"], n),
+        "industry": rng.choice(["retail", "travel"], n)})
+    frame["effectiveness_score"] = np.clip(frame["ad_content.word_count"] + rng.normal(20, 9, n), 0, 100)
+    return frame.assign(performance_category=pd.qcut(frame.effectiveness_score, 3, labels=["low", "medium", "high"]).astype(str))
+
+
+@pytest.fixture
+def ctx(tmp_path, monkeypatch):
+    monkeypatch.delenv("WITHIN_HOME", raising=False)
+    made = Context.open(home=tmp_path / "home", clock=FrozenClock(parse_time("2024-01-01")), seed=3)
+    yield made
+    made.close()
+
+
+def prepared(ctx, frame, name="ads", **arguments):
+    ctx.warehouse.write(name, frame, part="all", info=replace(INFO, name=name))
+    preparer = DataPreparer("ad_score_predictor", source=None if name == "ads" else name, ctx=ctx)
+    return preparer, preparer.prepare_training_data(**({"start_date": "2023-01-01", "end_date": "2023-12-31"} | arguments))
+
+
+# --- the guide's calls
+
+def test_the_guides_block(ctx):
+    preparer, data = prepared(ctx, ads(), end_date="2023-09-30", include_features=["ad_content.*", "historical_metrics.*", "platform", "target_audience"],
+                              exclude_features=["internal_id", "timestamp"])
+    parts = preparer.train_validation_test_split(data=data, validation_size=0.15, test_size=0.15, stratify_by="performance_category")
+    assert [len(p) for p in parts] == [630, 135, 135]
+    report = preparer.generate_data_report(train_data=parts[0], validation_data=parts[1], test_data=parts[2])
+    assert report.class_distribution == ads().performance_category.value_counts().to_dict()
+    assert report.passed is False and not report.enough.passed and all(v.passed for v in report.proofs)
+    features = preparer.get_feature_columns()
+    assert list(parts[0][features].columns) == features and parts[0]["effectiveness_score"].dtype == float
+    assert not {"effectiveness_score", "performance_category", "account_id", "created_at", "industry"} & set(features)
+    assert {"effectiveness_score", "performance_category", "account_id", "created_at", "industry"} <= set(data.columns)
+    assert "read when asked" in data._repr_markdown_() and "test" in parts[2]._repr_markdown_()
+    json.dumps(report.to_dict()), json.dumps(data.to_dict()), json.dumps(parts[0].to_dict())
+
+
+def test_the_end_date_counts_whole_and_outcomes_must_have_come(ctx):
+    _, data = prepared(ctx, ads(), start_date="2023-02-01", end_date="2023-02-02")
+    assert len(data) == 8 and data.span[1] == pd.Timestamp("2023-02-02 18:00", tz="UTC")
+    early = Context.open(home=ctx.settings.home, clock=FrozenClock(parse_time("2023-02-04T06:00")))
+    few = DataPreparer("ad_score_predictor", ctx=early).prepare_training_data("2023-02-01", "2023-02-02")
+    assert len(few) == 2 and few.set_aside == {"whose outcome has not come yet": 6}
+    early.close()
+
+
+def test_too_few_rows_are_a_verdict(ctx):
+    _, data = prepared(ctx, ads())
+    assert not data.enough.passed and "900 matured rows are fewer than the minimum of 50,000 (policy minimums.samples)" == data.enough.reason
+    assert prepared(ctx, ads(), minimum_samples=900)[1].enough.passed
+
+
+# --- one content, one name
+
+def test_the_hash_is_of_the_content_not_of_files(ctx, tmp_path):
+    frame = ads()
+    _, whole = prepared(ctx, frame)
+    other = Context.open(home=tmp_path / "other", clock=ctx.clock)
+    mixed = frame.sample(frac=1, random_state=1)[frame.columns[::-1]]
+    for i in range(3): other.warehouse.write("ads", mixed.iloc[i::3], part=f"p{i}", info=INFO if i == 0 else None)
+    same = DataPreparer("ad_score_predictor", ctx=other).prepare_training_data("2023-01-01", "2023-12-31")
+    assert same.snapshot == whole.snapshot and (same["ad_content.word_count"] == whole["ad_content.word_count"]).all()
+    frame.loc[5, "ad_content.word_count"] += 1
+    assert prepared(ctx, frame)[1].snapshot != whole.snapshot
+    other.close()
+
+
+def test_two_at_once_make_one_snapshot(ctx):
+    prepared(ctx, ads())
+    def prepare(_):
+        mine = Context.open(home=ctx.settings.home, clock=ctx.clock)
+        try: return DataPreparer("ad_score_predictor", ctx=mine).prepare_training_data("2023-01-01", "2023-03-01").snapshot
+        finally: mine.close()
+    with ThreadPoolExecutor(4) as pool: names = set(pool.map(prepare, range(4)))
+    assert len(names) == 1
+    assert sorted(p.name for p in ctx.path("snapshots").iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_later_stage_gets_the_same_rows(ctx):
+    preparer, data = prepared(ctx, ads())
+    parts = preparer.train_validation_test_split(data, stratify_by="performance_category")
+    reopened = open_split(ctx, parts[0].lineage["snapshot"], parts[0].lineage["split"])
+    assert all((a.row_ids == b.row_ids).all() for a, b in zip(parts, reopened, strict=True))
+    memory = next(data.path.parent.glob("split-*.json"))
+    memory.write_text(memory.read_text().replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(DigestMismatch, match="describes other rows"): open_split(ctx, data.snapshot, parts[0].spec)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "0" * 64, None])
+def test_an_unknown_snapshot_is_an_error(ctx, name):
+    with pytest.raises(UnknownDataset): open_snapshot(ctx, name)
+
+
+@given(st.lists(st.tuples(st.one_of(st.none(), st.floats(allow_nan=True)), st.one_of(st.none(), st.text(max_size=5))), min_size=1, max_size=30), st.integers(1, 7))
+@settings(max_examples=40, deadline=None)
+def test_the_hash_ignores_batches_and_nan_is_missing(rows, size):
+    from within.snapshots import ContentHash
+    table = pa.table({"x": pa.array([r[0] for r in rows], pa.float64()), "t": pa.array([r[1] for r in rows], pa.string())})
+    quiet = table.set_column(0, "x", pa.array([None if r[0] is None or np.isnan(r[0]) else r[0] for r in rows], pa.float64()))
+    names = set()
+    for given_table, step in ((table, size), (quiet, len(rows)), (table.select(["t", "x"]), 3)):
+        digest = ContentHash({})
+        for batch in given_table.to_batches(max_chunksize=step): digest.update(canonical(batch))
+        names.add(digest.hexdigest())
+    assert len(names) == 1
+
+
+# --- splits
+
+sizes = st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4))
+
+
+@given(st.lists(st.integers(0, 5), min_size=30, max_size=300), sizes, st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_random_splits_keep_every_class(classes, shares, seed):
+    classes = np.array(classes)
+    side = divide_random(classes, *shares, seed)
+    for i, share in ((1, shares[0]), (2, shares[1])):
+        assert (side == i).sum() == round(len(classes) * share)
+        for c in np.unique(classes): assert abs((side[classes == c] == i).sum() - share * (classes == c).sum()) <= 2
+    assert (divide_random(classes, *shares, seed) == side).all()
+
+
+@given(st.lists(st.integers(0, 40), min_size=10, max_size=300).filter(lambda v: len(set(v)) >= 3), sizes)
+@settings(max_examples=80, deadline=None)
+def test_time_splits_never_cut_a_moment(times, shares):
+    times = np.array(times)
+    side = divide_time(times, *shares)
+    assert set(side) == {0, 1, 2}
+    assert times[side == 0].max() < times[side == 1].min() and times[side == 1].max() < times[side == 2].min()
+
+
+@given(st.lists(st.integers(0, 40), min_size=10, max_size=300).filter(lambda v: len(set(v)) >= 3), sizes, st.integers(0, 9))
+@settings(max_examples=80, deadline=None)
+def test_unit_splits_keep_people_whole(units, shares, seed):
+    units = np.array(units)
+    side = divide_unit(units, *shares, seed)
+    assert set(side) == {0, 1, 2}
+    assert all(len(set(side[units == u])) == 1 for u in set(units))
+
+
+def test_a_dataset_says_how_it_is_split(ctx):
+    ctx.warehouse.write("weekly", ads(), part="all", info=replace(INFO, name="weekly", split="time"))
+    preparer = DataPreparer("ad_score_predictor", source="weekly", ctx=ctx)
+    parts = preparer.train_validation_test_split(preparer.prepare_training_data("2023-01-01", "2023-12-31"), stratify_by="performance_category")
+    assert parts[0].spec["by"] == "time" and parts[0]["created_at"].max() < parts[2]["created_at"].min()
+    with pytest.raises(InvalidInput, match="unknown way to split 'month'"): preparer.train_validation_test_split(preparer.data, by="month")
+
+
+@pytest.mark.parametrize("arguments", [{"validation_size": 0.6, "test_size": 0.5}, {"test_size": 0}, {"test_size": -0.1}, {"validation_size": True},
+                                       {"test_size": float("nan")}, {"stratify_by": "performance_categry"}])
+def test_impossible_splits_are_refused(ctx, arguments):
+    preparer, data = prepared(ctx, ads())
+    with pytest.raises(InvalidInput): preparer.train_validation_test_split(data, **arguments)
+
+
+def test_splits_read_lazily_and_in_batches(ctx):
+    preparer, data = prepared(ctx, ads())
+    train, *_ = preparer.train_validation_test_split(data)
+    batches = list(train.to_batches(["platform", "effectiveness_score"], rows=100))
+    assert max(map(len, batches)) <= 100 and list(batches[0].columns) == ["platform", "effectiveness_score"]
+    assert (pd.concat(batches, ignore_index=True) == train[["platform", "effectiveness_score"]]).all().all()
+    with pytest.raises(InvalidInput, match="did you mean 'platform'"): train["platfrm"]
+    with pytest.raises(InvalidInput): train[3]
+
+
+# --- bad input
+
+def test_useless_columns_are_dropped_with_their_reason(ctx):
+    frame = ads().assign(**{"ad_content.constant": "x", "ad_content.empty": np.nan, "ad_content.when": pd.Timestamp("2023-01-01"), "ad_content.wild": np.inf})
+    frame.loc[::2, "ad_content.wild"] = range(450)
+    preparer, data = prepared(ctx, frame)
+    assert set(data.dropped) == {"ad_content.constant", "ad_content.empty", "ad_content.when"} and data.dropped["ad_content.empty"] == "all missing"
+    assert data.missing["ad_content.wild"] == 0.5 and "450 infinite" in " ".join(data.notes) and np.isfinite(data["ad_content.wild"].dropna()).all()
+    report = preparer.generate_data_report(*preparer.train_validation_test_split(data))
+    assert report.dropped == data.dropped and any("ad_content.wild is missing in 50%" in p for p in report.problems)
+
+
+def test_impossible_targets_are_set_aside_and_counted(ctx):
+    frame = ads()
+    frame.loc[:4, "effectiveness_score"] = [np.nan, -0.001, 100.5, np.inf, 1e9]
+    _, data = prepared(ctx, frame)
+    assert data.set_aside == {"without a target": 1, "with a target outside 0..100": 4} and len(data) == 895
+    with pytest.raises(InvalidInput, match="no row of dataset 'ads' has a usable 'effectiveness_score'"): prepared(ctx, frame.assign(effectiveness_score=101.0))
+
+
+@pytest.mark.parametrize(("column", "message"), [("effectiveness_score", "unknown column of dataset 'ads' for the target 'effectiveness_score'"), ("platform", "unknown feature or pattern 'platform'")])
+def test_a_missing_column_is_named(ctx, column, message):
+    with pytest.raises(InvalidInput, match=message): prepared(ctx, ads().rename(columns={column: f"{column}_x"}))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"include_features": ["ad_contents.*"]}, "unknown feature or pattern 'ad_contents"), ({"include_features": "platform"}, "is a list"),
+    ({"include_features": ["effectiveness_score"]}, "no features are left"), ({"include_features": []}, "no features are left"),
+    ({"start_date": "2023-12-31", "end_date": "2023-01-01"}, "lies before"), ({"end_date": "soon"}, "soon")])
+def test_arguments_that_cannot_be_meant(ctx, arguments, message):
+    with pytest.raises(InvalidInput, match=message): prepared(ctx, ads(), **arguments)
+
+
+def test_unknown_model_dataset_and_order_of_calls(ctx):
+    with pytest.raises(UnknownModel): DataPreparer("ad_score_predicter", ctx=ctx)
+    with pytest.raises(StageNotReady): DataPreparer("ad_score_predictor", ctx=ctx).get_feature_columns()
+    with pytest.raises(UnknownDataset): DataPreparer("ad_score_predictor", source="nowhere", ctx=ctx).prepare_training_data("2023-01-01", "2023-02-01")
+    with pytest.raises(InvalidInput, match="what prepare_training_data returned"): DataPreparer("ad_score_predictor", ctx=ctx).train_validation_test_split(ads())
+
+
+def test_the_target_is_never_a_feature_even_when_asked_for(ctx):
+    preparer, _ = prepared(ctx, ads(), include_features=["*"])
+    assert not {"effectiveness_score", "performance_category", "created_at", "outcome_at", "account_id"} & set(preparer.get_feature_columns())
+
+
+def test_leaks_are_hinted_at(ctx):
+    frame = ads().assign(**{"ad_content.leak": lambda d: d.effectiveness_score + 0.01})
+    preparer, data = prepared(ctx, pd.concat([frame, frame.iloc[:100]]))
+    report = preparer.generate_data_report(*preparer.train_validation_test_split(data))
+    assert report.duplicate_rows == 100
+    assert any("ad_content.leak correlates" in p for p in report.problems) and any("test rows equal a training row" in p for p in report.problems)
+
+
+def test_tampered_rows_are_not_opened(ctx):
+    _, data = prepared(ctx, ads())
+    roles = json.loads((data.path.parent / "snapshot.json").read_text())["roles"]
+    assert content_digest(data.path, roles) == data.snapshot
+    ads(50).rename(columns={"internal_id": "x"}).to_parquet(data.path)
+    with pytest.raises(DigestMismatch): open_snapshot(ctx, data.snapshot)
