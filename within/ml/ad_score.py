@@ -14,4 +14,5 @@ class AdScorePredictor(TreeModel):
     "Effectiveness of an ad, 0..100; settings in `TREE_SETTINGS`, see `ml.trees`."
     name = "ad_score_predictor"
     bounds = (0.0, 100.0)
-    settings = {**TREE_SETTINGS, "max_depth": Setting(7, 1, 16), "learning_rate": Setting(0.05, 1e-4, 1.0), "n_estimators": Setting(500, 1, 20_000), "random_state": Setting(42, 0, 2**31 - 1)}
+    settings = {**TREE_SETTINGS, "max_depth": Setting(7, 1, 16), "learning_rate": Setting(0.05, 1e-4, 1.0),
+                "n_estimators": Setting(500, 1, 20_000), "random_state": Setting(42, 0, 2**31 - 1)}

@@ -43,13 +43,15 @@ def counted_words(texts: Iterable, columns: int = 2**16):
     return csr_matrix((1 + np.log(np.asarray(value, dtype=np.float32)), np.asarray(place, dtype=np.int32), np.asarray(where)), shape=(len(where) - 1, columns))
 
 # %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #05757a91
-LABELS = {"positive": 1.0, "pos": 1.0, "negative": 0.0, "neg": 0.0, "neutral": 0.0, "mixed": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0, "true": 1.0, "false": 0.0}
+LABELS = {"positive": 1.0, "pos": 1.0, "negative": 0.0, "neg": 0.0, "neutral": 0.0, "mixed": 0.0,
+          "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0, "true": 1.0, "false": 0.0}
 
 
 def positive(labels: Iterable) -> np.ndarray: # float64 of 0 and 1, shape (n,)
     "Labels as 1 (positive) and 0 (not); `InvalidInput` names one that is neither."
     out = np.array([LABELS.get(str(v).strip().lower(), np.nan) for v in labels], dtype=np.float64)
-    if (bad := np.flatnonzero(np.isnan(out))).size: raise InvalidInput(f"label {str(list(labels)[bad[0]])[:40]!r} in row {bad[0]} is not one of {', '.join(LABELS)}")
+    if (bad := np.flatnonzero(np.isnan(out))).size:
+        raise InvalidInput(f"label {str(list(labels)[bad[0]])[:40]!r} in row {bad[0]} is not one of {', '.join(LABELS)}")
     if len(set(out)) < 2: raise InvalidInput("the labels are all the same; nothing can be learned from a constant")
     return out
 
@@ -103,5 +105,6 @@ class AdSentimentAnalyzer(Model):
         from safetensors.numpy import load_file
         try: arrays, self.bias = load_file(folder / "weights.safetensors"), float(body["bias"])
         except (SafetensorError, KeyError, TypeError, ValueError) as e: raise InvalidInput(f"the saved weights cannot be read: {e}") from None
-        if {k: v.shape for k, v in arrays.items()} != {k: (self.config["columns"],) for k in ("weights", "rarity")}: raise InvalidInput("the saved weights do not fit the model's settings")
+        if {k: v.shape for k, v in arrays.items()} != {k: (self.config["columns"],) for k in ("weights", "rarity")}:
+            raise InvalidInput("the saved weights do not fit the model's settings")
         self.weights, self.rarity = arrays["weights"], arrays["rarity"]

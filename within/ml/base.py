@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_CATEGORIES', 'NAME', 'Setting', 'checked_config', 'FeatureSpec', 'column_kind', 'feature_spec', 'encoded',
-           'matrix', 'RecordEncoder', 'checked_target', 'file_digest', 'folder_digest', 'opened', 'Model',
+           'matrix', 'RecordEncoder', 'checked_target', 'file_digest', 'folder_digest', 'opened', 'Learner', 'Model',
            'BaselineModel', 'checked_name']
 
 # %% ../../nbs/lib/210_ml.base.ipynb #dd9b3cef
@@ -83,7 +83,7 @@ def feature_spec(column: pd.Series) -> FeatureSpec:
     if kind == "number": return FeatureSpec(str(column.name), kind)
     values = sorted({str(v) for v in column.dropna().unique()})
     if len(values) > MOST_CATEGORIES:
-        raise InvalidInput(f"feature {column.name!r} has {len(values):,} different texts, more than {MOST_CATEGORIES:,}: it looks like an identifier; exclude it")
+        raise InvalidInput(f"feature {column.name!r} has {len(values):,} different texts, more than {MOST_CATEGORIES:,}; exclude it: it looks like an id")
     return FeatureSpec(str(column.name), kind, tuple(values))
 
 # %% ../../nbs/lib/210_ml.base.ipynb #a9c490ed
@@ -129,7 +129,8 @@ class RecordEncoder:
                     for j, (name, places) in enumerate(self.columns):
                         if (value := record.get(name)) is not None: row[j] = value if places is None else places.get(str(value), np.nan)
                 except (ValueError, TypeError, AttributeError, OverflowError):
-                    if not isinstance(record, Mapping): raise InvalidInput(f"a record must be a mapping of feature to value, not {type(record).__name__}") from None
+                    if not isinstance(record, Mapping):
+                        raise InvalidInput(f"a record must be a mapping of feature to value, not {type(record).__name__}") from None
                     raise InvalidInput(f"feature {name!r} must be a number or missing, not {str(value)[:80]!r}") from None
         out[np.isinf(out)] = np.nan
         return out
@@ -146,10 +147,12 @@ def checked_target(y, # shape (n,)
     except (ValueError, TypeError): raise InvalidInput(f"{name} must hold numbers") from None
     if len(values) != rows: raise InvalidInput(f"{rows} rows of features and {len(values)} of {name}; both need the same rows")
     if not len(values): raise InvalidInput("no rows to learn from")
-    if bad := int((~np.isfinite(values)).sum()): raise InvalidInput(f"{name} is missing or infinite in {bad:,} of {rows:,} rows; leave rows without an outcome out")
+    if bad := int((~np.isfinite(values)).sum()):
+        raise InvalidInput(f"{name} is missing or infinite in {bad:,} of {rows:,} rows; leave rows without an outcome out")
     if values.min() == values.max(): raise InvalidInput(f"{name} is {values[0]:g} in every row; nothing can be learned from a constant")
     outside = int((values < (-np.inf if low is None else low)).sum() + (values > (np.inf if high is None else high)).sum())
-    if outside: raise InvalidInput(f"{name} lies outside {'-∞' if low is None else format(low, 'g')}..{'∞' if high is None else format(high, 'g')} in {outside:,} of {rows:,} rows (from {values.min():g} to {values.max():g})")
+    allowed = f"{'-∞' if low is None else format(low, 'g')}..{'∞' if high is None else format(high, 'g')}"
+    if outside: raise InvalidInput(f"{name} lies outside {allowed} in {outside:,} of {rows:,} rows (from {values.min():g} to {values.max():g})")
     return values
 
 # %% ../../nbs/lib/210_ml.base.ipynb #952d46e8
@@ -176,9 +179,11 @@ def opened(folder: Path | str, # a saved model
     "Check a folder without running anything in it, then read its description."
     folder = Path(folder)
     found = folder_digest(folder)
-    if digest is not None and found != digest: raise DigestMismatch(f"the saved model has digest {found[:16]}…, registered was {digest[:16]}…; nothing of it was read")
+    if digest is not None and found != digest:
+        raise DigestMismatch(f"the saved model has digest {found[:16]}…, registered was {digest[:16]}…; nothing of it was read")
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    if files is not None and names != set(files): raise InvalidInput(f"a saved model of this class holds exactly {', '.join(sorted(files))}; found {', '.join(sorted(names)) or 'nothing'}")
+    if files is not None and names != set(files):
+        raise InvalidInput(f"a saved model of this class holds exactly {', '.join(sorted(files))}; found {', '.join(sorted(names)) or 'nothing'}")
     if "model.json" not in names: raise InvalidInput("not a saved model: there is no model.json in the folder")
     try: body = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e: raise InvalidInput(f"model.json is not JSON: {e}") from None
@@ -187,11 +192,10 @@ def opened(folder: Path | str, # a saved model
     return body
 
 # %% ../../nbs/lib/210_ml.base.ipynb #b697c39f
-class Model(ABC):
+class Learner(ABC):
     "Something that learns from rows and answers for rows."
     name: ClassVar[str] = "model"                    # the name of its policy in configs/
     task: ClassVar[str] = "regression"               # or "classification": answers are then probabilities
-    files: ClassVar[tuple[str, ...]] = ("model.json",)
     settings: ClassVar[dict[str, Setting]] = {}
 
     def __init__(self, config: Mapping | None = None, ctx: Any = None):
@@ -228,16 +232,27 @@ class Model(ABC):
     def require_fitted(self) -> None:
         if not self.fitted: raise InvalidInput(f"this {type(self).__name__} has not been fitted; call fit(x, y) or load a saved one")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.signature)} features, target {self.target!r})" if self.fitted else f"{type(self).__name__}(not fitted)"
+
+# %% ../../nbs/lib/210_ml.base.ipynb #7ad67964
+class Model(Learner):
+    "A learner that saves itself as audited files."
+    files: ClassVar[tuple[str, ...]] = ("model.json",)
+
     def describe(self) -> dict:
         "What goes into model.json; a subclass adds its own keys."
-        return {"protocol": 1, "class": f"{type(self).__module__}:{type(self).__name__}", "name": self.name, "task": self.task, "target": self.target, "target_mean": self.target_mean,
-                "config": self.config, "signature": [{"name": s.name, "kind": s.kind, "categories": list(s.categories)} for s in self.signature]}
+        columns = [{"name": s.name, "kind": s.kind, "categories": list(s.categories)} for s in self.signature]
+        return {"protocol": 1, "class": f"{type(self).__module__}:{type(self).__name__}", "name": self.name, "task": self.task, "target": self.target,
+                "target_mean": self.target_mean, "config": self.config, "signature": columns}
 
     def write_weights(self, folder: Path) -> None:
         "Write the files besides model.json; none by default."
+        return None
 
     def read_weights(self, folder: Path, body: dict) -> None:
-        "Read what `write_weights` and `describe` left."
+        "Read what `write_weights` and `describe` left; nothing by default."
+        return None
 
     def save(self, folder: Path | str) -> Path:
         "Write a new folder; one that already holds something is refused."
@@ -261,9 +276,6 @@ class Model(ABC):
         except (KeyError, TypeError) as e: raise InvalidInput(f"model.json is incomplete: {e}") from None
         model.read_weights(Path(folder), body)
         return model
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.signature)} features, target {self.target!r})" if self.fitted else f"{type(self).__name__}(not fitted)"
 
 # %% ../../nbs/lib/210_ml.base.ipynb #9085540b
 class BaselineModel(Model):
@@ -298,5 +310,5 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*([.-][A-Za-z0-9_]+)*")
 def checked_name(name: Any, what: str = "model name") -> str:
     "A name of letters, digits, `_`, and single dots or hyphens between them, at most 100 characters."
     if not isinstance(name, str) or len(name) > 100 or not NAME.fullmatch(name):
-        raise InvalidInput(f"{what} {str(name)[:60]!r} is not allowed; use letters, digits and '_', with single '.' or '-' between, starting with a letter, at most 100")
+        raise InvalidInput(f"{what} {str(name)[:60]!r} is not allowed; use letters, digits and '_', with single '.' or '-' between, starting with a letter")
     return name

@@ -19,7 +19,8 @@ class DistributedTrainer:
     "Trains over several workers; not built yet beyond its interface."
 
     def __init__(self, num_workers: int = 1, strategy: str = "mirrored", mixed_precision: bool = False, ctx: Context | None = None):
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 1 <= num_workers <= 10_000: raise InvalidInput(f"num_workers is {num_workers!r}; it must be a whole number from 1 to 10,000")
+        if isinstance(num_workers, bool) or not isinstance(num_workers, int) or not 1 <= num_workers <= 10_000:
+            raise InvalidInput(f"num_workers is {num_workers!r}; it must be a whole number from 1 to 10,000")
         if strategy not in STRATEGIES: raise unknown("strategy", strategy, STRATEGIES)
         self.num_workers, self.strategy, self.mixed_precision, self.ctx = num_workers, strategy, bool(mixed_precision), ctx
 

@@ -16,11 +16,11 @@ import pandas as pd
 
 from ..context import Context, resolve
 from ..errors import InvalidInput, UnknownModel, UnknownModelVersion, unknown
+from ..stats.intervals import Interval, paired_bootstrap, proportion_interval, relative_rmse_improvement
+from ..verdicts import Phase, Record, Verdict
 from .base import BaselineModel, Model
 from .metrics import CLASSIFICATION, DIRECTION, METRICS, REGRESSION, accuracy_at_threshold, mae, measure, r2, rmse
 from .registry import ModelRegistry
-from ..stats.intervals import Interval, paired_bootstrap, proportion_interval, relative_rmse_improvement
-from ..verdicts import Phase, Record, Verdict
 
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #1c5006af
 _all_ = ["rmse", "mae", "r2", "accuracy_at_threshold", "DIRECTION"]
@@ -30,7 +30,8 @@ def answers(model: Model, rows: Any, features: Sequence[str] | None = None) -> n
     "A model's answers for a split or a frame, from its own features."
     wanted = model.features or list(features or [])
     known = list(getattr(rows, "columns", []))
-    if absent := [f for f in wanted if f not in known]: raise InvalidInput(f"{model!r} reads {', '.join(absent[:6])}, which the rows lack; they have {', '.join(map(str, known[:12]))}")
+    if absent := [f for f in wanted if f not in known]:
+        raise InvalidInput(f"{model!r} reads {', '.join(absent[:6])}, which the rows lack; they have {', '.join(map(str, known[:12]))}")
     return np.asarray(model.predict(rows[wanted] if wanted else pd.DataFrame(index=range(len(rows)))), dtype=np.float64)
 
 
@@ -69,7 +70,8 @@ def ingredients(metric: str, y: np.ndarray, p: np.ndarray, threshold: float = 50
     return None
 
 
-def metric_interval(metric: str, y: np.ndarray, p: np.ndarray, threshold: float = 50.0, clusters: np.ndarray | None = None, seed: int = 0, level: float = 0.95) -> Interval | None:
+def metric_interval(metric: str, y: np.ndarray, p: np.ndarray, threshold: float = 50.0,
+                    clusters: np.ndarray | None = None, seed: int = 0, level: float = 0.95) -> Interval | None:
     "The metric's interval on these rows, or None for one that has no simple form."
     form = ingredients(metric, y, p, threshold)
     if form is None: return None
@@ -124,7 +126,8 @@ def improvement_verdict(percent: float, low: float, high: float, wanted: float, 
     "Judge an improvement (all in percent) by the policy's `gates.improvement`."
     phase = Phase.PASSED if low >= wanted else Phase.FAILED if high < wanted else Phase.INCONCLUSIVE
     said = {Phase.PASSED: "clears", Phase.FAILED: "stays below", Phase.INCONCLUSIVE: "cannot show"}[phase]
-    reason = f"RMSE improved by {percent:.2f} % over {against} (95 % interval {low:.2f} to {high:.2f} %, {rows:,} rows): it {said} the {wanted:g} % that the policy asks for at the lower end"
+    reason = (f"RMSE improved by {percent:.2f} % over {against} (95 % interval {low:.2f} to {high:.2f} %, {rows:,} rows): "
+              f"it {said} the {wanted:g} % that the policy asks for at the lower end")
     return Verdict("performance.improvement", phase, reason, percent, low, high, wanted, rows)
 
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #b209f1ca
@@ -166,22 +169,25 @@ class ModelEvaluator:
         y, p, clusters = outcomes(data, target, model.task), answers(model, data, features), units(data, unit)
         found = measure(y, p, names, threshold)
         spans = {n: metric_interval(n, y, p, threshold, clusters, self.ctx.seed) for n in names}
-        return Evaluation(found, {n: i for n, i in spans.items() if i is not None}, len(y), len(set(clusters)) if clusters is not None else None, threshold, model.name)
+        counted = int(clusters.max()) + 1 if clusters is not None else None
+        return Evaluation(found, {n: i for n, i in spans.items() if i is not None}, len(y), counted, threshold, model.name)
 
-    def compare_models(self, new_model: Model, production_model_version: str | None, test_data: Any, features: Sequence[str] | None = None, target: str | None = None,
-                       model_name: str | None = None, unit: str | None = None) -> Comparison:
+    def compare_models(self, new_model: Model, production_model_version: str | None, test_data: Any, features: Sequence[str] | None = None,
+                       target: str | None = None, model_name: str | None = None, unit: str | None = None) -> Comparison:
         "The new model against a registered version on the same rows; with `None` for the version, against the policy's baseline."
         target = target or new_model.target
         y, clusters = outcomes(test_data, target, new_model.task), units(test_data, unit)
         policy = self._policy(model_name or new_model.name)
         champion, against, notes = self._opponent(new_model, production_model_version, test_data, model_name, policy, y)
-        percent, low, high = relative_rmse_improvement(y, answers(new_model, test_data, features), answers(champion, test_data), seed=self.ctx.seed, clusters=clusters)
+        ours, theirs = answers(new_model, test_data, features), answers(champion, test_data)
+        percent, low, high = relative_rmse_improvement(y, ours, theirs, seed=self.ctx.seed, clusters=clusters)
         wanted = 100 * (policy.gates.improvement if policy else 0.05)
         names = REGRESSION if new_model.task == "regression" else CLASSIFICATION
         new, old = (self.evaluate(m, test_data, features, target, names, unit, policy) for m in (new_model, champion))
         return Comparison(percent, low, high, new, old, improvement_verdict(percent, low, high, wanted, len(y), against), against, len(y), notes)
 
-    def _opponent(self, new_model: Model, version: str | None, rows: Any, model_name: str | None, policy: Any, y: np.ndarray) -> tuple[Model, str, tuple[str, ...]]:
+    def _opponent(self, new_model: Model, version: str | None, rows: Any, model_name: str | None, policy: Any,
+                  y: np.ndarray) -> tuple[Model, str, tuple[str, ...]]:
         notes = []
         if version:
             registry = ModelRegistry(self.ctx)

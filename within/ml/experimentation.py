@@ -167,14 +167,15 @@ def rollback_limit(policy: Any, metric: str, default: float) -> float:
 
 
 def share_guardrail(metric: str, name: str, new: ShareFigure, old: ShareFigure, margin: float, alpha: float, small_is_good: bool) -> Verdict:
-    "Non-inferiority of a share; the figure is how much worse the variant is, in points (0..1)."
+    "Non-inferiority of a share; the figure is variant minus control, in points (0..1), the threshold how far it may go the wrong way."
     effect, low, high = share_difference(new, old, alpha)
-    worse, worst, best = (effect, high, low) if small_is_good else (-effect, -low, -high)
-    phase = Phase.PASSED if worst <= margin else Phase.FAILED if best > margin else Phase.INCONCLUSIVE
-    word = {Phase.PASSED: "not worse by more than", Phase.FAILED: "worse by more than", Phase.INCONCLUSIVE: "not shown to be within"}[phase]
-    reason = (f"{metric} of {name} is {new.value:.4f} against {old.value:.4f}: {points(worse)} points worse ({points(best)} to {points(worst)}, "
+    sign = 1 if small_is_good else -1
+    least, most = sorted((sign * low, sign * high))      # how much worse, at best and at worst
+    phase = Phase.PASSED if most <= margin else Phase.FAILED if least > margin else Phase.INCONCLUSIVE
+    word = {Phase.PASSED: "not worse by more than", Phase.FAILED: "worse by more than", Phase.INCONCLUSIVE: "not shown to be worse by no more than"}[phase]
+    reason = (f"{metric} of {name} is {new.value:.4f} against {old.value:.4f}: {points(effect)} points ({points(low)} to {points(high)}, "
               f"{new.rows:,} and {old.rows:,} rows), {word} the allowed {margin * 100:.2f} points")
-    return Verdict(f"guardrail.{metric}", phase, reason, worse, best, worst, margin, new.rows + old.rows)
+    return Verdict(f"guardrail.{metric}", phase, reason, effect, low, high, sign * margin, new.rows + old.rows)
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #21d175f3
 def latency_guardrail(metric: str, name: str, new: pd.Series, old: pd.Series, margin_ms: float, alpha: float) -> Verdict:
@@ -235,7 +236,8 @@ def concluded(ratio: Verdict, verdicts: Mapping[str, Sequence[Verdict]], control
         return best, "completed", "; ".join([won[best][0].reason, *(f"{v.gate} holds" for v in won[best][1:])])
     lost = {n: [v for v in vs if v.phase is Phase.FAILED] for n, vs in verdicts.items()}
     if all(lost.values()): return control, "completed", "; ".join(v.reason for vs in lost.values() for v in vs)
-    return None, "inconclusive", "; ".join(v.reason for n, vs in verdicts.items() for v in vs if not v.passed and not lost[n])
+    open_ones = [vs for n, vs in verdicts.items() if not lost[n]]
+    return None, "inconclusive", "; ".join(v.reason for vs in open_ones for v in (vs[0], *(w for w in vs[1:] if not w.passed)))
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #3e6588c0
 @dataclass(frozen=True)

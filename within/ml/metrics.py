@@ -22,7 +22,8 @@ def paired(truth, # shape (n,), the outcomes
     if len(y) != len(p): raise InvalidInput(f"{len(y)} outcomes and {len(p)} predictions cannot be compared; both need one value per row")
     if not len(y): raise InvalidInput("no rows to measure; at least one row with an outcome is needed")
     for what, values in (("outcomes", y), ("predictions", p)):
-        if bad := int((~np.isfinite(values)).sum()): raise InvalidInput(f"{bad} of {len(values)} {what} are missing or infinite; leave such rows out before measuring")
+        if bad := int((~np.isfinite(values)).sum()):
+            raise InvalidInput(f"{bad} of {len(values)} {what} are missing or infinite; leave such rows out before measuring")
     return y, p
 
 # %% ../../nbs/lib/205_ml.metrics.ipynb #056400be

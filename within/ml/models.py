@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, InvalidInput, UnknownModel, unknown
+from ..policies import load_policy, models_configured
 from .account_health import AccountHealthPredictor
 from .ad_score import AdScorePredictor
 from .ad_sentiment import AdSentimentAnalyzer
 from .base import BaselineModel, Model, opened
-from ..policies import load_policy, models_configured
 
 # %% ../../nbs/lib/229_ml.models.ipynb #2f553a42
 _all_ = ["AccountHealthPredictor", "AdScorePredictor", "AdSentimentAnalyzer", "BaselineModel"]

@@ -10,7 +10,6 @@ __all__ = ['PLATEAU', 'BATCH', 'REPEATS', 'STRATEGIES', 'checked_space', 'ordere
 # %% ../../nbs/lib/410_ml.optimization.ipynb #70e125f8
 import inspect
 import itertools
-import json
 import math
 import random
 import time
@@ -23,9 +22,9 @@ import pandas as pd
 
 from ..context import Context
 from ..errors import InvalidInput, unknown
+from ..verdicts import Record, plain
 from .base import Model
 from .metrics import METRICS, measure
-from ..verdicts import Record, plain
 
 # %% ../../nbs/lib/410_ml.optimization.ipynb #3decd8fe
 def checked_space(space: Any) -> dict[str, list]:
@@ -55,7 +54,8 @@ def points_in(space: Mapping[str, list]) -> int: return math.prod(len(v) for v i
 def direction_of(metric: Any) -> str:
     "`minimize` or `maximize`, from the metric's name."
     word, _, rest = str(metric).partition("_")
-    if word not in ("minimize", "maximize") or not rest: raise InvalidInput(f"optimization_metric is {metric!r}; write minimize_… or maximize_…, such as 'minimize_mse'")
+    if word not in ("minimize", "maximize") or not rest:
+        raise InvalidInput(f"optimization_metric is {metric!r}; write minimize_… or maximize_…, such as 'minimize_mse'")
     return word
 
 # %% ../../nbs/lib/410_ml.optimization.ipynb #89f7356d
@@ -68,7 +68,9 @@ class Proposer:
         self.optuna, self.space = optuna, {k: ordered(v) for k, v in space.items()}
         self.kinds = {k: optuna.distributions.IntDistribution(0, len(v) - 1) if all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in v)
                       else optuna.distributions.CategoricalDistribution(tuple(range(len(v)))) for k, v in self.space.items()}
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8, constant_liar=True) if strategy == "bayesian" else optuna.samplers.RandomSampler(seed=seed)
+        samplers = optuna.samplers
+        bayesian = strategy == "bayesian"
+        sampler = samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8, constant_liar=True) if bayesian else samplers.RandomSampler(seed=seed)
         self.study = optuna.create_study(direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4))
         self.rest = list(itertools.product(*(range(len(v)) for v in self.space.values()))) if strategy == "grid" else None
         self.dice = random.Random(seed)
@@ -88,8 +90,9 @@ class Proposer:
 
     def unseen(self, seen: set) -> tuple[int, ...] | None:
         "A point nobody evaluated yet, at random; None when all were."
-        left = [p for p in itertools.product(*(range(len(v)) for v in self.space.values())) if p not in seen] if math.prod(map(len, self.space.values())) <= 100_000 else None
-        if left is None: return tuple(self.dice.randrange(len(v)) for v in self.space.values())
+        if points_in(self.space) > 100_000:  # too many to list: a random point of so many is almost surely new
+            return next((p for p in (tuple(self.dice.randrange(len(v)) for v in self.space.values()) for _ in range(1000)) if p not in seen), None)
+        left = [p for p in itertools.product(*(range(len(v)) for v in self.space.values())) if p not in seen]
         return self.dice.choice(left) if left else None
 
 # %% ../../nbs/lib/410_ml.optimization.ipynb #6d24a31b
@@ -176,12 +179,13 @@ class Search:
     def step(self) -> list[tuple[dict, Exception | None]]:
         "Evaluate one batch and tell its scores in the order they were proposed."
         batch = self.proposals()
-        done = [(evaluated(self.function, self.proposer.parameters(place), self.data, trial, len(self.trials) + i), trial, place) for i, (trial, place) in enumerate(batch, 1)]
-        for (row, _), trial, place in done:
+        first = len(self.trials) + 1
+        done = [evaluated(self.function, self.proposer.parameters(place), self.data, trial, first + i) for i, (trial, place) in enumerate(batch)]
+        for (row, _), (trial, place) in zip(done, batch, strict=True):
             self.known[place] = row["score"]
             self.proposer.tell(trial, row["score"])
             self.trials.append(row)
-        return [found for found, _, _ in done]
+        return done
 
 # %% ../../nbs/lib/410_ml.optimization.ipynb #bb3629c8
 STRATEGIES = ("bayesian", "random", "grid")
@@ -190,15 +194,18 @@ STRATEGIES = ("bayesian", "random", "grid")
 class HyperparameterOptimizer:
     "Searches a space of settings for the best score of a function."
 
-    def __init__(self, parameter_space: Mapping[str, Sequence], evaluation_function: Callable, optimization_metric: str = "minimize_rmse", max_evaluations: int = 50,
-                 strategy: str = "bayesian", seed: int | None = None, patience: int | None = 20, progress: Callable | None = None, ctx: Context | None = None):
+    def __init__(self, parameter_space: Mapping[str, Sequence], evaluation_function: Callable, optimization_metric: str = "minimize_rmse",
+                 max_evaluations: int = 50, strategy: str = "bayesian", seed: int | None = None, patience: int | None = 20,
+                 progress: Callable | None = None, ctx: Context | None = None):
         self.space, self.direction, self.metric = checked_space(parameter_space), direction_of(optimization_metric), str(optimization_metric)
         if not callable(evaluation_function): raise InvalidInput("evaluation_function must be callable as function(params, data)")
         if strategy not in STRATEGIES: raise unknown("strategy", strategy, STRATEGIES)
         for what, value in (("max_evaluations", max_evaluations), ("patience", patience)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1): raise InvalidInput(f"{what} is {value!r}; it must be a whole number of at least 1")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise InvalidInput(f"{what} is {value!r}; it must be a whole number of at least 1")
         if max_evaluations is None: raise InvalidInput("max_evaluations must be a whole number of at least 1")
-        if strategy == "grid" and points_in(self.space) > 100_000: raise InvalidInput(f"a grid of {points_in(self.space):,} points is too large; use 'bayesian' or 'random'")
+        if strategy == "grid" and points_in(self.space) > 100_000:
+            raise InvalidInput(f"a grid of {points_in(self.space):,} points is too large; use 'bayesian' or 'random'")
         self.function, self.limit, self.strategy = evaluation_function, min(max_evaluations, points_in(self.space)), strategy
         self.seed, self.patience, self.progress = (ctx.seed if ctx else 0) if seed is None else int(seed), None if strategy == "grid" else patience, progress
 
@@ -212,11 +219,13 @@ class HyperparameterOptimizer:
             if found and len(search.trials) == len(found) and all(error for _, error in found): raise found[0][1]
             for row, _ in found if self.progress else (): self.progress(row)
             if not found: stopped = "no unseen point was left"
-            elif on_plateau([t["score"] for t in search.trials], self.direction, self.patience): stopped = f"no gain above {PLATEAU:.1%} in the last {self.patience} evaluations"
+            elif on_plateau([t["score"] for t in search.trials], self.direction, self.patience):
+                stopped = f"no gain above {PLATEAU:.1%} in the last {self.patience} evaluations"
         done = [t for t in search.trials if t["score"] is not None]
         if not done: raise InvalidInput(f"none of {len(search.trials)} evaluations gave a score; the first said: {search.trials[0]['error'] or 'pruned'}")
         best = (min if self.direction == "minimize" else max)(done, key=lambda t: t["score"])
-        stopped = stopped or ("every point of the space was evaluated" if len(search.trials) == points_in(self.space) else f"max_evaluations of {self.limit} was reached")
+        everything = len(search.trials) == points_in(self.space)
+        stopped = stopped or ("every point of the space was evaluated" if everything else f"max_evaluations of {self.limit} was reached")
         return OptimizationResult(dict(best["params"]), best["score"], self.metric, len(search.trials), points_in(self.space), stopped, tuple(search.trials))
 
 # %% ../../nbs/lib/410_ml.optimization.ipynb #14ceb9b1

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'checked_version', 'version_key', 'checked_alias', 'ModelInfo', 'Approval', 'checked_metrics',
-           'checked_facts', 'flushed', 'placed', 'intact', 'RegistryReader', 'RegistryFiles', 'ModelRegistry']
+           'checked_facts', 'flushed', 'placed', 'intact', 'ApprovalReader', 'RegistryReader', 'RegistryFiles',
+           'Registration', 'ModelRegistry']
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #7f3ddf39
 import contextlib
@@ -21,13 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..clock import iso, parse_time
+from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import Conflict, DigestMismatch, InvalidInput, NotApproved, UnknownModel, UnknownModelVersion, unknown
 from ..ledger import append, entries
-from .base import Model, checked_name, file_digest, folder_digest
 from ..store import VersionRow
 from ..verdicts import Record, plain
+from .base import Model, checked_name, file_digest, folder_digest
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #2454ad27
 VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
@@ -35,7 +36,8 @@ VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0
 
 def checked_version(version: Any) -> str:
     "A semantic version of three whole numbers, or `InvalidInput`."
-    if not isinstance(version, str) or not VERSION.fullmatch(version): raise InvalidInput(f"version {str(version)[:40]!r} is not allowed; write three whole numbers such as '2.1.0'")
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        raise InvalidInput(f"version {str(version)[:40]!r} is not allowed; write three whole numbers such as '2.1.0'")
     return version
 
 
@@ -46,7 +48,8 @@ def version_key(version: str) -> tuple[int, ...]:
 
 def checked_alias(alias: Any) -> str:
     "A name such as `champion`: lower-case letters and `_`; what MLflow reserves (`v9`, `latest`) is refused."
-    if not isinstance(alias, str) or not re.fullmatch(r"[a-z][a-z_]{0,40}", alias) or alias == "latest": raise InvalidInput(f"alias {str(alias)[:40]!r} is not allowed; use lower-case letters and '_', e.g. 'champion'")
+    if not isinstance(alias, str) or not re.fullmatch(r"[a-z][a-z_]{0,40}", alias) or alias == "latest":
+        raise InvalidInput(f"alias {str(alias)[:40]!r} is not allowed; use lower-case letters and '_', e.g. 'champion'")
     return alias
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #6a95f811
@@ -127,8 +130,8 @@ def intact(folder: Path, digest: str) -> bool:
     except (InvalidInput, OSError): return False
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #6a6d3511
-class RegistryReader:
-    "Versions, aliases and approvals, as the store knows them."
+class ApprovalReader:
+    "Version rows and what reviewers said about them, as the store knows them."
 
     def __init__(self, ctx: Context | None = None): self.ctx = resolve(ctx)
 
@@ -143,17 +146,46 @@ class RegistryReader:
         if found := next((r for r in rows if r.version == wanted), None): return found
         raise unknown(f"version of {name}", version, [r.version for r in rows], UnknownModelVersion)
 
+    def names(self) -> list[str]: return sorted({r.name for r in self.ctx.store.model_versions()})
+
+    def next_version(self, name: str) -> str:
+        "The next free minor version: 2.1.0 -> 2.2.0; 1.0.0 for a new model."
+        taken = [version_key(r.version) for r in self.ctx.store.model_versions(checked_name(name))]
+        return f"{max(taken)[0]}.{max(taken)[1] + 1}.0" if taken else "1.0.0"
+
+    def decision(self, model_id: str) -> Approval | None:
+        "The last word of a reviewer about the bytes of this version, yes or no; None if nobody decided."
+        version = self._row(model_id)
+        row = self.ctx.store.get("approval", f"{version.name}@{version.version}")
+        if row is None or row.body["digest"] != version.digest: return None
+        return Approval(**{**row.body, "at": parse_time(row.body["at"])})
+
+    def approval(self, model_id: str) -> Approval | None:
+        "The standing yes for exactly these bytes, or None."
+        found = self.decision(model_id)
+        return found if found and found.approved else None
+
+    def require_approval(self, model_id: str) -> Approval:
+        "The approval, or `NotApproved` with what to do about it."
+        if found := self.approval(model_id): return found
+        last = self.decision(model_id)
+        why = f"{last.reviewer} rejected it: {last.note}" if last else "no reviewer has approved it"
+        raise NotApproved(f"users may not see answers of {model_id}: {why}; run `within approve {model_id} --reviewer NAME --note …`")
+
+# %% ../../nbs/lib/300_ml.registry.ipynb #df5a0a7a
+class RegistryReader(ApprovalReader):
+    "Versions as records."
+
     def _info(self, row: VersionRow) -> ModelInfo:
         body, id = row.body, f"{row.name}@{row.version}"
         aliases = tuple(a for a in ("champion", "challenger", "staging") if self.ctx.store.alias(row.name, a) == row.version)
         told = {k: body.get(k, {}) for k in ("metrics", "parameters", "labels", "training_data_info", "lineage", "mlflow")}
-        return ModelInfo(row.name, row.version, id, row.digest, row.at, body.get("created_by", "unknown"), **told, approved=self.approval(id) is not None, aliases=aliases)
+        return ModelInfo(row.name, row.version, id, row.digest, row.at, body.get("created_by", "unknown"), **told,
+                         approved=self.approval(id) is not None, aliases=aliases)
 
     def get(self, name_or_id: str, version: str | None = None) -> ModelInfo:
         "One version, by `name, version`, by `'name@version'`, or with an alias for the version."
         return self._info(self._row(name_or_id, version))
-
-    def names(self) -> list[str]: return sorted({r.name for r in self.ctx.store.model_versions()})
 
     def history(self, name: str) -> list[ModelInfo]:
         "All versions of a model in order of registration; `UnknownModel` if there is none."
@@ -165,30 +197,6 @@ class RegistryReader:
         "The version that users see by default; None before the first."
         version = self.ctx.store.alias(checked_name(name), "champion")
         return self.get(name, version) if version else None
-
-    def next_version(self, name: str) -> str:
-        "The next free minor version: 2.1.0 -> 2.2.0; 1.0.0 for a new model."
-        taken = [version_key(r.version) for r in self.ctx.store.model_versions(checked_name(name))]
-        return "{}.{}.0".format(max(taken)[0], max(taken)[1] + 1) if taken else "1.0.0"
-
-    def decision(self, model_id: str) -> Approval | None:
-        "The last word of a reviewer about the bytes of this version, yes or no; None if nobody decided."
-        row, version = self.ctx.store.get("approval", model_id), self._row(model_id)
-        if row is None or row.body["digest"] != version.digest: return None
-        return Approval(**{**row.body, "at": parse_time(row.body["at"])})
-
-    def approval(self, model_id: str) -> Approval | None:
-        "The standing yes for exactly these bytes, or None."
-        version = self._row(model_id)
-        found = self.decision(f"{version.name}@{version.version}")
-        return found if found and found.approved else None
-
-    def require_approval(self, model_id: str) -> Approval:
-        "The approval, or `NotApproved` with what to do about it."
-        if found := self.approval(model_id): return found
-        last = self.decision(model_id)
-        why = f"{last.reviewer} rejected it: {last.note}" if last else "no reviewer has approved it"
-        raise NotApproved(f"users may not see answers of {model_id}: {why}; run `within approve {model_id} --reviewer NAME --note …`")
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #14e0014c
 class RegistryFiles(RegistryReader):
@@ -207,8 +215,11 @@ class RegistryFiles(RegistryReader):
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as t:
             try: fetched = self.tracking.fetch(row.body["mlflow"]["run"], "model", Path(t))
-            except Exception as e: raise DigestMismatch(f"the files of {row.name} {row.version} are missing or changed here, and MLflow has no copy: {e}") from e
-            if not intact(fetched, row.digest): raise DigestMismatch(f"the files of {row.name} {row.version} are not those that were registered ({row.digest[:16]}…), neither here nor in MLflow; nothing of them was read")
+            except Exception as e:
+                raise DigestMismatch(f"the files of {row.name} {row.version} are missing or changed here, and MLflow has no copy: {e}") from e
+            if not intact(fetched, row.digest):
+                raise DigestMismatch(f"the files of {row.name} {row.version} are not those that were registered ({row.digest[:16]}…), "
+                    f"neither here nor in MLflow; nothing of them was read")
             fetched.rename(new := Path(t) / "verified")
             return placed(new, place, row.digest)
 
@@ -231,7 +242,7 @@ class RegistryFiles(RegistryReader):
             f.flush()
             os.fsync(f.fileno())
         os.replace(f.name, path := folder / filename)
-        append(self.ctx, "attachment", f"{row.name}@{row.version}", {"filename": filename}, files={path.relative_to(self.ctx.settings.home).as_posix(): file_digest(path)})
+        append(self.ctx, "attachment", f"{row.name}@{row.version}", {"filename": filename}, files=self._vouched([path]))
         self._mirror(f"attach {filename}", lambda: self.tracking.add_file(row.body["mlflow"]["run"], path, "attachments"))
         return path
 
@@ -241,21 +252,24 @@ class RegistryFiles(RegistryReader):
         path = self.ctx.path("models", "attachments", row.name, row.version, checked_name(filename, "file name"))
         return path if path.is_file() else None
 
+    def _vouched(self, files) -> dict[str, str]: return {p.relative_to(self.ctx.settings.home).as_posix(): file_digest(p) for p in sorted(files)}
+
     def _mirror(self, what: str, action) -> None:
         try: action()
         except Exception as e: logging.getLogger("within.registry").warning("MLflow did not take %s (%s); the store is the authority and goes on", what, e)
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #b1ce7506
-class ModelRegistry(RegistryFiles):
-    "Names, versions, approvals and aliases of models; the guide's class."
+class Registration(RegistryFiles):
+    "Takes fitted models in."
 
     def register_model(self, model: Model, name: str, version: str, metrics: Any = None, training_data_info: Mapping | None = None,
                        parameters: Mapping | None = None, labels: Mapping | None = None) -> ModelInfo:
         "Register a fitted model; the same bytes again are fine, other bytes under a taken version raise `Conflict`."
         checked_name(name), checked_version(version)
         if not isinstance(model, Model): raise InvalidInput(f"only a within.ml.base.Model can be registered, not {type(model).__name__}")
-        facts = {"metrics": checked_metrics(metrics), "parameters": checked_facts("parameters", parameters if parameters is not None else model.get_parameters()),
-                 "labels": checked_facts("labels", labels), "training_data_info": checked_facts("training_data_info", training_data_info), "lineage": plain(model.lineage)}
+        parameters = model.get_parameters() if parameters is None else parameters
+        facts = {"parameters": parameters, "labels": labels, "training_data_info": training_data_info, "lineage": model.lineage}
+        facts = {"metrics": checked_metrics(metrics), **{what: checked_facts(what, said) for what, said in facts.items()}}
         digest = self._kept(model)
         known = self.ctx.store.model_version(name, version)
         if known is None:
@@ -283,8 +297,12 @@ class ModelRegistry(RegistryFiles):
     def _vouch(self, row: VersionRow) -> None:
         id, folder = f"{row.name}@{row.version}", self.ctx.path("models", row.digest)
         if entries(self.ctx, "registration", id): return
-        files = {p.relative_to(self.ctx.settings.home).as_posix(): file_digest(p) for p in sorted(folder.iterdir())}
-        append(self.ctx, "registration", id, {"digest": row.digest, "metrics": row.body["metrics"], "lineage": row.body["lineage"]}, files=files)
+        told = {"digest": row.digest, "metrics": row.body["metrics"], "lineage": row.body["lineage"]}
+        append(self.ctx, "registration", id, told, files=self._vouched(folder.iterdir()))
+
+# %% ../../nbs/lib/300_ml.registry.ipynb #afec0654
+class ModelRegistry(Registration):
+    "Names, versions, approvals and aliases of models; the guide's class."
 
     def _decide(self, model_id: str, reviewer: str, note: str, approved: bool) -> Approval:
         row = self._row(model_id)
@@ -292,7 +310,8 @@ class ModelRegistry(RegistryFiles):
         if not reviewer or len(reviewer) > 200 or not reviewer.isprintable(): raise InvalidInput("a decision needs a reviewer: the name or address of a person")
         if not note: raise InvalidInput("a decision needs a note: what the reviewer looked at and why")
         author = row.body.get("created_by", "unknown")
-        if approved and reviewer.casefold() == str(author).strip().casefold(): raise NotApproved(f"{author} made {id} and cannot approve it; somebody else must")
+        if approved and reviewer.casefold() == str(author).strip().casefold():
+            raise NotApproved(f"{author} made {id} and cannot approve it; somebody else must")
         if approved and not intact(self.folder(id), row.digest): raise DigestMismatch(f"the files of {id} are not those that were registered")
         made = Approval(id, row.digest, reviewer, note, approved, self.ctx.now())
         before = self.ctx.store.get("approval", id)

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..context import Context
 
@@ -57,7 +56,8 @@ class Tracking:
             place = self.ctx.path("mlflow", "artifacts", name).as_uri() if local else None
             return self.client.create_experiment(name, artifact_location=place)
 
-    def record(self, name: str, parameters: Mapping, metrics: Mapping[str, float], curve: Mapping[str, Sequence[float]] | None = None, tags: Mapping | None = None) -> str:
+    def record(self, name: str, parameters: Mapping, metrics: Mapping[str, float],
+               curve: Mapping[str, Sequence[float]] | None = None, tags: Mapping | None = None) -> str:
         "One finished run; returns its id. `curve` is a metric's values, one a round."
         from mlflow.entities import Metric, Param
         at = self.milliseconds()

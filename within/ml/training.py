@@ -15,9 +15,9 @@ import pandas as pd
 
 from ..context import Context, resolve
 from ..errors import InvalidInput, UnknownModel
+from ..verdicts import Record
 from .base import Model
 from .metrics import CLASSIFICATION, REGRESSION, measure
-from ..verdicts import Record
 
 # %% ../../nbs/lib/310_ml.training.ipynb #624d9618
 def features_and_target(rows: Any, # a split or a frame
@@ -26,12 +26,15 @@ def features_and_target(rows: Any, # a split or a frame
                         ) -> tuple[pd.DataFrame, pd.Series]:
     "The features as a frame and the target as a series; `InvalidInput` names what is missing."
     features = list(features)
-    if isinstance(features, str) or not features or not all(isinstance(f, str) for f in features): raise InvalidInput("features must be a list with at least one column name")
+    if isinstance(features, str) or not features or not all(isinstance(f, str) for f in features):
+        raise InvalidInput("features must be a list with at least one column name")
     if target in features: raise InvalidInput(f"the target {target!r} is among the features; a model that reads its answer learns nothing")
-    if len(set(features)) < len(features): raise InvalidInput(f"features are listed twice: {', '.join(sorted({f for f in features if features.count(f) > 1})[:5])}")
+    if len(set(features)) < len(features):
+        raise InvalidInput(f"features are listed twice: {', '.join(sorted({f for f in features if features.count(f) > 1})[:5])}")
     if rows is None or not len(rows): raise InvalidInput(f"there are no {what} rows")
     known = list(getattr(rows, "columns", []))
-    if absent := [c for c in (*features, target) if known and c not in known]: raise InvalidInput(f"the {what} rows lack {', '.join(absent[:8])}; they have {', '.join(map(str, known[:12]))}")
+    if absent := [c for c in (*features, target) if known and c not in known]:
+        raise InvalidInput(f"the {what} rows lack {', '.join(absent[:8])}; they have {', '.join(map(str, known[:12]))}")
     return rows[features], rows[target]
 
 # %% ../../nbs/lib/310_ml.training.ipynb #041e6e70
@@ -113,6 +116,7 @@ class ModelTrainer:
         tags = {"model": self.model.name, "class": type(self.model).__name__, "snapshot": self.model.lineage.get("snapshot", "")}
         try:
             from within.ml.tracking import Tracking
-            return Tracking(self.ctx).record(self.model.name, self.model.get_parameters() if self.track_parameters else {}, figures_by_part if self.track_metrics else {},
-                                             {f"{part}.by_round": values for part, values in curve.items()} if self.track_metrics else {}, tags), ()
+            parameters = self.model.get_parameters() if self.track_parameters else {}
+            rounds = {f"{part}.by_round": values for part, values in curve.items()}
+            return Tracking(self.ctx).record(self.model.name, parameters, *(figures_by_part, rounds) if self.track_metrics else ({}, {}), tags), ()
         except Exception as e: return None, (f"not recorded in MLflow: {type(e).__name__}: {str(e)[:300]}",)

@@ -20,7 +20,8 @@ class TransferLearningTrainer:
 
     def __init__(self, base_model_name: str, base_model_version: str, frozen_layers: Sequence[str] = (), ctx: Context | None = None):
         self.base_model_name, self.base_model_version = checked_name(base_model_name), checked_version(base_model_version)
-        if isinstance(frozen_layers, str) or not all(isinstance(layer, str) for layer in frozen_layers): raise InvalidInput("frozen_layers must be a list of names such as ['embeddings', 'encoder.0']")
+        if isinstance(frozen_layers, str) or not all(isinstance(layer, str) for layer in frozen_layers):
+            raise InvalidInput("frozen_layers must be a list of names such as ['embeddings', 'encoder.0']")
         self.frozen_layers, self.ctx = tuple(frozen_layers), ctx
 
     def train(self, train_data: Any, epochs: int = 1, learning_rate: float = 3e-5, batch_size: int = 32) -> Any:
