@@ -274,3 +274,13 @@ def test_null_world_bootstraps_without_events(tmp_path, small_configs):
 
     world = bootstrap("2023-10-01", scale=0.005, ctx=Context.open(home=tmp_path / "home", configs=small_configs), null=True)
     assert world.null and world.truth == () and MONTHS[0] == "2022-04"
+
+
+def test_champion_is_deployed_without_a_process(ctx, home):
+    from conftest import living
+
+    from within.ml.deployment import deployments
+
+    (placed,) = deployments(ctx, model="ad_score_predictor")
+    assert (placed.version, placed.environment, placed.status, placed.live) == ("2.1.0", "production", "passed", True)
+    assert not living(home)

@@ -6,8 +6,8 @@
 __all__ = ['FIRST_NOW', 'LAST_NOW', 'SMALLEST', 'LARGEST', 'DATASETS', 'HISTORY_DAYS', 'CHAMPION_UNTIL', 'REVIEWER', 'DAILY',
            'RECORD', 'BEGUN', 'Size', 'sizes', 'checked_now', 'days_of', 'parts', 'steps', 'furnish', 'register',
            'train_champion', 'known_texts', 'account_rows', 'train_sentiment', 'held_accounts', 'train_account_health',
-           'place_in_production', 'deployment_body', 'sole_bootstrap', 'read', 'described', 'occupied', 'World',
-           'open_world', 'on_its_clock', 'bootstrap', 'models']
+           'place_in_production', 'sole_bootstrap', 'read', 'described', 'occupied', 'World', 'open_world',
+           'on_its_clock', 'bootstrap', 'models']
 
 # %% ../nbs/lib/700_world.ipynb #c4ccea89
 import contextlib
@@ -34,6 +34,7 @@ from .ml.account_health import AccountHealthPredictor, window_features
 from .ml.ad_score import AdScorePredictor
 from .ml.ad_sentiment import AdSentimentAnalyzer
 from .ml.base import Model
+from .ml.deployment import Deployment, save_deployment
 from .ml.registry import ModelInfo, ModelRegistry
 from .ml.training import ModelTrainer, figures, threshold_of
 from .serving.routes import Route, change, current
@@ -212,24 +213,18 @@ def train_account_health(ctx: Context, now: datetime) -> ModelInfo:
     return register(ctx, model, "1.4.0", trained.validation_metrics, about)
 
 # %% ../nbs/lib/700_world.ipynb #601d1bd3
-def place_in_production(ctx: Context, info: ModelInfo) -> str:
-    "Approve, alias and route a version without starting a process; returns the deployment's id. Steps already taken are left alone."
-    registry, id = ModelRegistry(ctx=ctx), f"dep-bootstrap-{info.name}"
+def place_in_production(ctx: Context, info: ModelInfo) -> Deployment:
+    "Approve, alias and route a version without starting a process. Steps already taken are left alone."
+    registry, id = ModelRegistry(ctx=ctx), f"production-{info.name}-{info.version}-blue_green-1"
     if registry.approval(info.id) is None:
         registry.approve(info.id, reviewer=REVIEWER, note="bootstrap of the ad world: the champion of the first day, trained on 2022")
     registry.set_alias(info.name, "champion", info.version)
+    placed = Deployment(id, info.name, info.version, "production", "blue_green", "passed", ctx.now(), reason="bootstrap of the ad world")
     if ctx.store.get("deployment", id) is None:
-        ctx.store.put("deployment", id, deployment_body(ctx, info, id), None)
-        append(ctx, "deployment", id, {"model_id": info.id, "environment": "production", "strategy": "bootstrap"})
+        save_deployment(ctx, placed, "passed")
     if current(ctx, "production", info.name) is None:
-        change(ctx, Route("production", info.name, info.version), None, by="bootstrap", wait=0)
-    return id
-
-
-def deployment_body(ctx: Context, info: ModelInfo, id: str) -> dict:
-    "The deployment's row: who is where since when."
-    return {"id": id, "model": info.name, "version": info.version, "model_id": info.id, "environment": "production", "strategy": "blue_green",
-            "status": "live", "created_at": iso(ctx.now()), "by": "bootstrap"}
+        change(ctx, Route("production", info.name, info.version), None, by=id, wait=0)
+    return placed
 
 # %% ../nbs/lib/700_world.ipynb #2e8cc663
 RECORD, BEGUN = "world.json", "world.begun.json"
