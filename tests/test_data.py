@@ -24,7 +24,8 @@ def ads(n: int = 900, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     day = pd.date_range("2023-01-01", periods=n, freq="6h", tz="UTC")
     frame = pd.DataFrame({
-        "account_id": rng.integers(0, 90, n).astype(str), "created_at": day, "outcome_at": day + pd.Timedelta("3D"), "internal_id": np.arange(n), "timestamp": day,
+        "account_id": rng.integers(0, 90, n).astype(str), "created_at": day, "outcome_at": day + pd.Timedelta("3D"),
+        "internal_id": np.arange(n), "timestamp": day,
         "ad_content.word_count": rng.integers(3, 40, n), "ad_content.urgency": np.where(rng.random(n) < 0.1, np.nan, rng.random(n)),
         "historical_metrics.ctr_7d": rng.random(n), "platform": rng.choice(["facebook", "google"], n), "target_audience": rng.choice(["all", "young"], n),
         "industry": rng.choice(["retail", "travel"], n)})
@@ -120,7 +121,10 @@ def test_an_unknown_snapshot_is_an_error(ctx, name):
     with pytest.raises(UnknownDataset): open_snapshot(ctx, name)
 
 
-@given(st.lists(st.tuples(st.one_of(st.none(), st.floats(allow_nan=True)), st.one_of(st.none(), st.text(max_size=5))), min_size=1, max_size=30), st.integers(1, 7))
+two_columns = st.tuples(st.one_of(st.none(), st.floats(allow_nan=True)), st.one_of(st.none(), st.text(max_size=5)))
+
+
+@given(st.lists(two_columns, min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
 def test_the_hash_ignores_batches_and_nan_is_missing(rows, size):
     from within.snapshots import ContentHash
@@ -213,7 +217,8 @@ def test_impossible_targets_are_set_aside_and_counted(ctx):
     with pytest.raises(InvalidInput, match="no row of dataset 'ads' has a usable 'effectiveness_score'"): prepared(ctx, frame.assign(effectiveness_score=101.0))
 
 
-@pytest.mark.parametrize(("column", "message"), [("effectiveness_score", "unknown column of dataset 'ads' for the target 'effectiveness_score'"), ("platform", "unknown feature or pattern 'platform'")])
+@pytest.mark.parametrize(("column", "message"), [("effectiveness_score", "unknown column of dataset 'ads' for the target 'effectiveness_score'"),
+                                                 ("platform", "unknown feature or pattern 'platform'")])
 def test_a_missing_column_is_named(ctx, column, message):
     with pytest.raises(InvalidInput, match=message): prepared(ctx, ads().rename(columns={column: f"{column}_x"}))
 
@@ -230,7 +235,8 @@ def test_unknown_model_dataset_and_order_of_calls(ctx):
     with pytest.raises(UnknownModel): DataPreparer("ad_score_predicter", ctx=ctx)
     with pytest.raises(StageNotReady): DataPreparer("ad_score_predictor", ctx=ctx).get_feature_columns()
     with pytest.raises(UnknownDataset): DataPreparer("ad_score_predictor", source="nowhere", ctx=ctx).prepare_training_data("2023-01-01", "2023-02-01")
-    with pytest.raises(InvalidInput, match="what prepare_training_data returned"): DataPreparer("ad_score_predictor", ctx=ctx).train_validation_test_split(ads())
+    with pytest.raises(InvalidInput, match="what prepare_training_data returned"):
+        DataPreparer("ad_score_predictor", ctx=ctx).train_validation_test_split(ads())
 
 
 def test_the_target_is_never_a_feature_even_when_asked_for(ctx):
