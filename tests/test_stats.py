@@ -132,7 +132,8 @@ def test_sample_ratio_agrees_with_scipy_and_is_uniform_without_a_fault():
     lambda: proportion_interval(5, 3), lambda: proportion_interval(-1, 3), lambda: proportion_interval(1, 3, level=2),
     lambda: bootstrap_mean_interval([]), lambda: bootstrap_mean_interval([1, np.nan]), lambda: relative_rmse_improvement([1, 2], [1], [1, 2]),
     lambda: bootstrap_mean_interval([1, 2], clusters=["a"]), lambda: proportion_confseq(np.nan, 3), lambda: proportion_confseq(1, 3, alpha=0),
-    lambda: mean_difference_confseq(50, np.nan, 1, 50, 0, 1), lambda: srm_test([1], [1]), lambda: srm_test([1, 2, 3], [1, 1]), lambda: srm_test([-1, 2], [1, 1])])
+    lambda: mean_difference_confseq(50, np.nan, 1, 50, 0, 1), lambda: srm_test([1], [1]),
+    lambda: srm_test([1, 2, 3], [1, 1]), lambda: srm_test([-1, 2], [1, 1])])
 def test_bad_input_is_refused_with_what_is_allowed(call):
     with pytest.raises(InvalidInput, match=r"give|allowed|must|drop"):
         call()

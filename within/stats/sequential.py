@@ -48,7 +48,7 @@ def checked_alpha(alpha: float) -> float:
     return float(alpha)
 
 # %% ../../nbs/lib/024_stats.sequential.ipynb #d0cf0696
-def boundary(t: float, alpha: float = 0.05, tight_at: int = 10_000) -> float:
+def boundary(t: float, alpha: float = 0.05, tight_at: int = 5_000) -> float:
     """Multiplier of the standard error after `t` rows, two-sided; it grows without end, but only like sqrt(log t)."""
     log_term = -2 * math.log(alpha)
     scaled = t * (log_term + math.log(log_term) + 1) / tight_at
@@ -57,7 +57,7 @@ def boundary(t: float, alpha: float = 0.05, tight_at: int = 10_000) -> float:
 # %% ../../nbs/lib/024_stats.sequential.ipynb #093f5ccd
 BURN_IN = 30
 
-def mean_difference_confseq(n1, mean1, var1, n0, mean0, var0, alpha: float = 0.05, tight_at: int = 10_000) -> tuple[float, float]:
+def mean_difference_confseq(n1, mean1, var1, n0, mean0, var0, alpha: float = 0.05, tight_at: int = 5_000) -> tuple[float, float]:
     """(low, high) of mean1 - mean0 in the metric's unit, valid at every look at once (asymptotically).
 
     `n`: independent rows (or units) of an arm, `mean` and `var` their mean and sample variance. Fewer than 30 in an arm give (-inf, inf)."""
