@@ -123,7 +123,8 @@ def checked_resources(given: Mapping | None) -> dict:
     given = dict(given or {})
     if extra := set(given) - {"cpu", "memory"}: raise unknown("resource", sorted(extra)[0], ("cpu", "memory"))
     if "memory" in given: memory_bytes(str(given["memory"]))
-    if "cpu" in given and not str(given["cpu"]).removesuffix("m").replace(".", "", 1).isdigit(): raise InvalidInput(f"cpu: '2' or '500m', given {given['cpu']!r}")
+    cpu = str(given.get("cpu", "1"))
+    if not cpu.removesuffix("m").replace(".", "", 1).isdigit(): raise InvalidInput(f"cpu: '2' or '500m', given {cpu!r}")
     return {k: str(v) for k, v in given.items()}
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #b2fd520d
@@ -194,7 +195,8 @@ def require_good_standing(ctx: Context, info: ModelInfo) -> None:
     if result.get("winner"): raise NotApproved(f"{info.id} lost the experiment {result.get('name')}: {result.get('reason')}; it is not rolled out")
     ended = parse_time(body.get("ends_at") or result["looked_at"])
     if approval.at < ended:
-        raise NotApproved(f"the experiment {result.get('name')} was inconclusive: {result.get('reason')}; approve {info.id} again with a note about it to go on")
+        raise NotApproved(f"the experiment {result.get('name')} was inconclusive: {result.get('reason')}; "
+                          f"approve {info.id} again with a note about it to go on")
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #b2cc9617
 def observe(ctx: Context, environment: str, model: str, version: str, triggers: Iterable[Trigger], since: datetime) -> list[Observation]:
@@ -327,7 +329,8 @@ def end_rollouts(ctx: Context, found: Deployment, reason: str) -> None:
     "End the living rollouts of a model in an environment."
     for row in ctx.store.find("rollout", model=found.model, environment=found.environment):
         state = RolloutState.from_dict(row.body)
-        if state.live: ctx.store.put("rollout", state.id, replace(state, phase=Phase.FAILED, percentage=0.0, reason=f"rolled back: {reason}").to_dict(), row.revision)
+        ended = replace(state, phase=Phase.FAILED, percentage=0.0, reason=f"rolled back: {reason}")
+        if state.live: ctx.store.put("rollout", state.id, ended.to_dict(), row.revision)
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #96a7aed8
 class ModelDeployer:

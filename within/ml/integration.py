@@ -94,7 +94,8 @@ def check_latency(client: Client, requests: int = 100) -> Verdict:
         taken.append((time.perf_counter() - began) * 1000)
     p95 = sorted(taken)[int(0.95 * (requests - 1))]
     faults = [f"p95 {p95:.1f} ms, above {limit:g} ms"] if p95 > limit else []
-    return verdict("latency", faults, f"p95 {p95:.1f} ms of {requests} requests, limit {limit:g} ms", figure=round(p95, 3), threshold=float(limit), rows=requests)
+    fine = f"p95 {p95:.1f} ms of {requests} requests, limit {limit:g} ms"
+    return verdict("latency", faults, fine, figure=round(p95, 3), threshold=float(limit), rows=requests)
 
 # %% ../../nbs/lib/605_ml.integration.ipynb #564e977d
 def check_skew(client: Client, tolerance: float = 1e-6) -> Verdict:

@@ -27,7 +27,7 @@ from ..errors import InvalidInput
 from ..observations import PredictionLog, checked_feedback
 from .links import Followed, Follower
 from .requests import LARGEST_BODY, Question, Refused, check_records, read_infer, read_invocations
-from .routes import assign, living, point, routes
+from .routes import assign, living, point, routes, trimmed
 from .wire import die_with, publish, token
 
 # %% ../../nbs/lib/450_serving.gateway.ipynb #a5bb15ee
@@ -199,9 +199,8 @@ def invocations_answer(answering: Answering) -> dict:
 # %% ../../nbs/lib/450_serving.gateway.ipynb #701c2584
 def describe(followed: Followed) -> dict:
     "Metadata of a model: its versions, and one input tensor a feature."
-    types = {"number": "FP64", "category": "BYTES"}
     return {"name": followed.route.model, "versions": list(followed.route.versions), "platform": "within",
-            "inputs": [{"name": n, "datatype": types[k], "shape": [-1]} for n, k in followed.kinds.items()],
+            "inputs": [{"name": n, "datatype": "FP64" if k == "number" else "BYTES", "shape": [-1]} for n, k in followed.kinds.items()],
             "outputs": [{"name": "output", "datatype": "FP64", "shape": [-1]}]}
 
 
@@ -349,7 +348,8 @@ async def follow(gateway: Gateway, every: float = 0.1) -> None: # seconds betwee
         try:
             stored = await asyncio.to_thread(routes, gateway.ctx, gateway.environment)
             if gateway.door.replay: await asyncio.to_thread(gateway.door.look)
-            gateway.predictor.follower.look(stored, loop.time())
+            at = gateway.door.time({})
+            gateway.predictor.follower.look([trimmed(r, at) for r in stored], loop.time())
             said = None
         except Exception as e:  # whatever it is: keep serving what is followed, and say it once
             if said != str(e): print(f"cannot follow the routes: {e}", flush=True)

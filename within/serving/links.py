@@ -147,7 +147,7 @@ class Follower:
         for model in set(self.routes) - set(self.wanted): del self.routes[model]
         for model, route in self.wanted.items():
             before = self.routes.get(model)
-            if before and before.route.revision == route.revision and before.kinds: continue
+            if before and before.route == route and before.kinds: continue
             missing, since = self.missing(route), self._since.setdefault((model, route.revision), now)
             if not missing or (route.default not in missing and now - since > self._patience):
                 self.routes[model] = Followed(route, self.kinds(route))

@@ -117,11 +117,11 @@ def read_invocations(body: bytes) -> Question:
     return question(records, data.get("id"), data.get("params"))
 
 # %% ../../nbs/lib/447_serving.requests.ipynb #dad2efad
-_TAKES = {"number": (float, int, bool), "category": (str,)}
+_TAKES = {"number": (float, int, bool), "category": (str,), "text": (str,)}
 
 
 def check_records(records: Sequence[Mapping], # as they came
-                  kinds: Mapping[str, str] # feature name -> "number" or "category"
+                  kinds: Mapping[str, str] # feature name -> "number", "category" or "text"
                   ) -> None:
     "Raises `Refused` (422) naming the field and row when a value is not of its feature's kind."
     for i, record in enumerate(records):

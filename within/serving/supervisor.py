@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from typing import Any
 from ..context import Context
 from ..errors import ConfigError, InvalidInput, ServingError, WithinError
 from ..policies import load_environments
-from .routes import living, routes
+from .routes import routes, trimmed
 from .wire import ask, checked_name, frame, host_socket, published, runtime_folder
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #c1d841d9
@@ -85,8 +86,7 @@ class Child:
 def needed(ctx: Context) -> tuple[set[str], set[tuple[str, str]]]:
     "The environments with a route, and the (model, version) pairs that should have a host."
     found, now = routes(ctx), ctx.now()
-    hosts = {(r.model, v) for r in found for v in (r.default, *(s.version for s in r.shares), *(s.version for s in r.shadows if living(s, now)))}
-    return {r.environment for r in found}, hosts
+    return {r.environment for r in found}, {(r.model, v) for r in found for v in trimmed(r, now).versions}
 
 
 def listening_socket(ctx: Context, environment: str, port: int) -> socket.socket:
@@ -295,9 +295,8 @@ class Hold:
     @property
     def alive(self) -> bool:
         "Whether the supervisor is still there."
-        try: return self._link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-        except BlockingIOError: return True
-        except OSError: return False
+        try: return not select.select([self._link], [], [], 0)[0] or self._link.recv(1, socket.MSG_PEEK) != b""
+        except (OSError, ValueError): return False
 
     def ask(self, wish: Mapping) -> dict:
         "One question to the supervisor; raises `ServingError`."
@@ -372,9 +371,9 @@ def keep(ctx: Context) -> Hold:
     return _KEPT[key]
 
 
-def release(ctx: Context) -> None:
-    "Let go of what `gateway_url` held for this process."
-    if found := _KEPT.pop(str(ctx.settings.home), None): found.close()
+def release(home: Context | Path) -> None:
+    "Let go of what `gateway_url` held for this process; `home` is a context or its home."
+    if found := _KEPT.pop(str(home.settings.home if isinstance(home, Context) else home), None): found.close()
 
 
 os.register_at_fork(after_in_child=lambda: [h.close() for h in (_KEPT.pop(k) for k in list(_KEPT))])
