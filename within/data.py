@@ -37,7 +37,7 @@ def matches(pattern: str, names: Iterable[str]) -> list[str]:
     form = re.compile(".*".join(re.escape(part) for part in pattern.split("*")))
     return [name for name in names if form.fullmatch(name)]
 
-
+# %% ../nbs/lib/230_data.ipynb #4dd19fe7
 def choose_features(names: Sequence[str], include: Iterable[str], exclude: Iterable[str] = (), reserved: Iterable[str] = (),
                     lenient: bool = False) -> list[str]:
     "Names covered by `include` and not by `exclude` nor `reserved` (target and keys); `lenient` lets an include pattern match nothing."
@@ -50,7 +50,7 @@ def choose_features(names: Sequence[str], include: Iterable[str], exclude: Itera
     if not chosen: raise InvalidInput(f"no features are left: {include} without {exclude} covers none of {', '.join(list(names)[:12])}")
     return sorted(chosen)
 
-
+# %% ../nbs/lib/230_data.ipynb #943804af
 def pattern_list(what: str, patterns: Iterable[str] | None) -> list[str]:
     "The patterns as a list; one text alone would be taken letter by letter and is refused."
     if isinstance(patterns, str): raise InvalidInput(f"{what} is a list of names and patterns; did you mean [{patterns!r}]?")
@@ -64,7 +64,7 @@ def clean(column: ibis.expr.types.Value) -> ibis.expr.types.Value:
     "The column with NaN and infinities as missing: no model reads them the same way twice."
     return (column.isnan() | column.isinf()).ifelse(ibis.null(column.type()), column) if is_float(column) else column
 
-
+# %% ../nbs/lib/230_data.ipynb #b1cd55f9
 def column_facts(table: ibis.Table, names: Sequence[str]) -> dict[str, dict]:
     "Per column: `present` rows, whether `constant`, and how many were `infinite`, from one query."
     asked = {"rows": table.count()}
@@ -98,7 +98,7 @@ def instant(column: ibis.expr.types.Value, at: datetime) -> ibis.expr.types.Valu
     "A moment as a literal that compares with this column; a column without a zone is in UTC."
     return ibis.literal(parse_time(at) if getattr(column.type(), "timezone", None) else parse_time(at).replace(tzinfo=None))
 
-
+# %% ../nbs/lib/230_data.ipynb #4926bc0b
 def in_window(table: ibis.Table, time: str, start_date: str, end_date: str) -> ibis.Table:
     "Rows whose time lies between two days, both included."
     start, end = parse_time(start_date), parse_time(end_date)
@@ -106,7 +106,7 @@ def in_window(table: ibis.Table, time: str, start_date: str, end_date: str) -> i
     if (end.hour, end.minute, end.second, end.microsecond) == (0, 0, 0, 0): end += timedelta(days=1)
     return table.filter(table[time] >= instant(table[time], start), table[time] < instant(table[time], end))
 
-
+# %% ../nbs/lib/230_data.ipynb #3d860185
 def enough_rows(rows: int, wanted: int, rule: str) -> Verdict:
     "Passed or failed, with the count and the rule it was held against."
     phase = Phase.PASSED if rows >= wanted else Phase.FAILED
@@ -130,14 +130,14 @@ class Roles(Record):
         keys = [self.target, self.category, self.unit, self.time, *self.segments]
         return sorted({*self.features, *(k for k in keys if k)})
 
-
+# %% ../nbs/lib/230_data.ipynb #7d3ab665
 def needed(dataset: str, what: str, name: str | None, columns: Iterable[str]) -> str:
     "The column's name, or an error that names the dataset, the column and what is near."
     if not name: raise InvalidInput(f"dataset {dataset!r} names no {what} column, and training needs one")
     if name not in columns: raise unknown(f"column of dataset {dataset!r} for {what}", name, columns)
     return name
 
-
+# %% ../nbs/lib/230_data.ipynb #f2bcf78b
 def roles_for(info: DatasetInfo, columns: Sequence[str], policy, own: bool, include=None, exclude=None) -> Roles:
     "Settle the roles from the dataset's description, the model's policy and the caller's patterns; `own` is a dataset of the user's."
     target = needed(info.name, "the target", info.target or policy.target if own else policy.target, columns)
@@ -157,7 +157,7 @@ def cleaned(table: ibis.Table, roles: Roles) -> ibis.Table:
     rest = [n for n in roles.columns if n not in (roles.time, roles.unit)]
     return picked.order_by([roles.time, *([roles.unit] if roles.unit else []), *rest])
 
-
+# %% ../nbs/lib/230_data.ipynb #db3d4c92
 def batches_of(table: ibis.Table, beside: Path) -> Iterator[pa.RecordBatch]:
     "The query's rows in batches, by way of a Parquet file in the folder `beside`: the sorted table is never in Python's memory at once."
     handle, name = tempfile.mkstemp(dir=beside, prefix=".sorted-", suffix=".parquet")
@@ -235,7 +235,7 @@ def select_rows(table: ibis.Table, info: DatasetInfo, roles: Roles, now: datetim
     good = matured.filter(*[~r for r in reasons.values()])
     return good, {"set_aside": {k: v for k, v in aside.items() if v}, "rows_used": used}
 
-
+# %% ../nbs/lib/230_data.ipynb #5b0160b0
 def select_features(rows: ibis.Table, roles: Roles) -> tuple[Roles, dict]:
     "Roles without the columns that cannot help, the reasons, the missing shares (0..1) and notes."
     facts = column_facts(rows, roles.features)
@@ -246,7 +246,7 @@ def select_features(rows: ibis.Table, roles: Roles) -> tuple[Roles, dict]:
     missing = {n: round(1 - facts[n]["present"] / facts[n]["rows"], 6) if facts[n]["rows"] else 0.0 for n in kept}
     return Roles(kept, roles.target, roles.category, roles.unit, roles.time, roles.segments), {"dropped": dropped, "missing": missing, "notes": notes}
 
-
+# %% ../nbs/lib/230_data.ipynb #ec7ff3b4
 def replace_about(data: TrainingData, about: Mapping) -> TrainingData:
     "The same rows may have been asked for before, in other words: keep today's."
     today = {k: about[k] for k in ("model", "dataset", "start", "end", "dropped", "set_aside", "missing", "enough")}
@@ -264,13 +264,13 @@ def disjoint_and_complete(parts: Sequence[Split], whole: int | None) -> Verdict:
     reason = f"{len(ids):,} rows, {twice:,} of them on two sides, {lost:,} on none"
     return proof("disjoint", twice == 0 and lost == 0, reason, figure=float(twice), rows=len(ids))
 
-
+# %% ../nbs/lib/230_data.ipynb #668e85a9
 def class_counts(part: Rows, column: str | None) -> dict[str, int]:
     "Rows by class; a class that is missing is called 'missing'."
     if column is None or not len(part): return {}
     return {str(k): int(v) for k, v in part[column].astype(object).where(lambda s: s.notna(), "missing").value_counts().sort_index().items()}
 
-
+# %% ../nbs/lib/230_data.ipynb #2509b689
 def same_mix(parts: Sequence[Split], column: str) -> Verdict:
     "Largest difference between a class's share in a side and in all rows, in points."
     counts = pd.DataFrame({p.part: class_counts(p, column) for p in parts}).fillna(0)
@@ -279,7 +279,7 @@ def same_mix(parts: Sequence[Split], column: str) -> Verdict:
     reason = f"shares of {column} differ by at most {gap:.2f} points between the sides (rounding explains {bound:.2f})"
     return proof("stratified", gap <= bound, reason, figure=float(gap), threshold=float(bound))
 
-# %% ../nbs/lib/230_data.ipynb #668e85a9
+# %% ../nbs/lib/230_data.ipynb #2484d30f
 def later(parts: Sequence[Split]) -> Verdict:
     "Every test row lies after every validation row, and those after every training row."
     spans = [p.span for p in parts]
@@ -287,14 +287,14 @@ def later(parts: Sequence[Split]) -> Verdict:
     first, last = ([f"{s[i]:%Y-%m-%d %H:%M}" for s in spans] for i in (0, 1))
     return proof("time", holds, f"training ends {last[0]}, validation runs {first[1]} to {last[1]}, the test begins {first[2]}")
 
-
+# %% ../nbs/lib/230_data.ipynb #71dbe03a
 def units_apart(parts: Sequence[Split]) -> Verdict:
     "How many units have rows on more than one side."
     units = [set(p[p.unit].dropna().unique()) for p in parts]
     shared = len(units[0] & units[1] | units[0] & units[2] | units[1] & units[2])
     return proof("unit", shared == 0, f"{shared:,} of {len(set().union(*units)):,} values of {parts[0].unit} are on more than one side", figure=float(shared))
 
-
+# %% ../nbs/lib/230_data.ipynb #19ae5a3a
 def proofs(parts: Sequence[Split], whole: int | None) -> tuple[Verdict, ...]:
     "The properties this way of splitting promises, each checked on the rows."
     by, column = parts[0].spec.get("by", "random"), parts[0].spec.get("stratify_by")
@@ -322,7 +322,7 @@ def leakage_hints(train: Split, test: Split, sample: int = 50_000) -> list[str]:
             hints.append(f"{name} has {values.nunique():,} different values in {len(values):,} rows: an identifier is not a feature")
     return hints + copied_rows(few, test, sample)
 
-
+# %% ../nbs/lib/230_data.ipynb #158a637d
 def copied_rows(train: Split, test: Split, sample: int) -> list[str]:
     "A hint if test rows repeat training rows in every feature."
     names = list(train.features)
@@ -370,7 +370,7 @@ def class_column(part: Split) -> str | None:
     if part.category: return part.category
     return part.target if part[part.target].nunique() <= 20 else None
 
-
+# %% ../nbs/lib/230_data.ipynb #bb9fda8b
 def summary(values: pd.Series) -> dict[str, float]:
     "Mean, spread and quartiles of a number; empty for a text."
     if not pd.api.types.is_numeric_dtype(values) or not len(values): return {}

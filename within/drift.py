@@ -43,7 +43,7 @@ def as_table(table: Any, columns: Sequence[str] | None = None) -> ibis.Table:
         return quiet.read_parquet(str(path / "*.parquet") if path.is_dir() else str(path))
     raise InvalidInput(f"a table is a frame, an Arrow or Ibis table, rows of a snapshot or a Parquet path, not a {type(table).__name__}")
 
-
+# %% ../nbs/lib/240_drift.ipynb #ecfa1660
 def one_row(query: ibis.Table) -> dict: # an aggregate
     "The only row of an aggregate, as plain Python."
     return query.to_pyarrow().to_pylist()[0]
@@ -94,7 +94,7 @@ class CategorySlots(Record):
         known, present = [int(row.get(f"{key}_{i}") or 0) for i in range(len(self.values))], int(row[f"{key}_rows"])
         return [*known, present - sum(known), rows - present]
 
-
+# %% ../nbs/lib/240_drift.ipynb #6c4c9f67
 Slots = NumberSlots | CategorySlots
 
 # %% ../nbs/lib/240_drift.ipynb #eb55ab03
@@ -107,7 +107,7 @@ def kind_of(name: str, kind: ibis.expr.datatypes.DataType) -> str: # 'number' or
     if kind.is_string(): return "category"
     raise InvalidInput(f"column {name!r} is of type {kind}; drift is measured on numbers, booleans and texts")
 
-
+# %% ../nbs/lib/240_drift.ipynb #15c7839d
 def chosen_columns(table: ibis.Table, columns: Iterable[str] | None) -> dict[str, str]:
     "Name -> kind; without a list every column that can be counted."
     if isinstance(columns, str): raise InvalidInput(f"columns is a list of names; did you mean [{columns!r}]?")
@@ -117,12 +117,12 @@ def chosen_columns(table: ibis.Table, columns: Iterable[str] | None) -> dict[str
         if name not in schema: raise unknown("column", name, schema)
     return {n: kind_of(n, schema[n]) for n in columns}
 
-
+# %% ../nbs/lib/240_drift.ipynb #c03c4698
 def sampled(table: ibis.Table, rows: int, most: int = SAMPLE) -> ibis.Table:
     "Every k-th row, so that at most `most` are left: the same ones each time."
     return table if rows <= most else table.mutate(_row=ibis.row_number()).filter(ibis._._row % math.ceil(rows / most) == 0)
 
-# %% ../nbs/lib/240_drift.ipynb #15c7839d
+# %% ../nbs/lib/240_drift.ipynb #bb8b3a76
 def number_slots(table: ibis.Table, names: Sequence[str], few: ibis.Table, bins: int = BINS) -> dict[str, NumberSlots]:
     "Edges at the quantiles 1/bins … (bins-1)/bins of `few`, range from `table`: two aggregate queries for all columns."
     if not names: return {}
@@ -139,7 +139,7 @@ def number_slots(table: ibis.Table, names: Sequence[str], few: ibis.Table, bins:
         out[name] = NumberSlots(tuple(inner), low, high)
     return out
 
-
+# %% ../nbs/lib/240_drift.ipynb #f93ba6e6
 def category_slots(table: ibis.Table, name: str, most: int = CATEGORIES) -> CategorySlots:
     "The `most` frequent values; ties in alphabetical order."
     counts = table.filter(table[name].notnull()).group_by(value=table[name]).aggregate(n=ibis._.count())
@@ -186,12 +186,12 @@ class Reference(Record):
 
     def __repr__(self) -> str: return f"Reference({self.rows:,} rows, {len(self.slots)} features)"
 
-
+# %% ../nbs/lib/240_drift.ipynb #0460ac28
 def read_slots(data: Mapping) -> Slots: # one entry of the JSON
     if data.get("kind") == "category": return CategorySlots(tuple(data["values"]))
     return NumberSlots(tuple(data["edges"]), data["low"], data["high"])
 
-# %% ../nbs/lib/240_drift.ipynb #0460ac28
+# %% ../nbs/lib/240_drift.ipynb #6bfff188
 def count_into(slots: Mapping[str, Slots], table: ibis.Table) -> tuple[int, dict[str, tuple[int, ...]]]:
     "Rows, and counts per slot of every feature, from one aggregate query."
     asked = {"rows": table.count()}
@@ -199,7 +199,7 @@ def count_into(slots: Mapping[str, Slots], table: ibis.Table) -> tuple[int, dict
     row = one_row(table.aggregate(**asked))
     return row["rows"], {name: tuple(s.counts(row, f"c{i}", row["rows"])) for i, (name, s) in enumerate(slots.items())}
 
-
+# %% ../nbs/lib/240_drift.ipynb #b0b2edb8
 def fit_reference(table: Any, columns: Iterable[str] | None = None, bins: int = BINS, categories: int = CATEGORIES) -> Reference:
     "Fix slots by these rows and count them. `bins` 2..20 per number, `categories` the values kept of a text; an empty table is `InvalidInput`."
     if not 2 <= bins <= BINS: raise InvalidInput(f"bins={bins!r}; between 2 and {BINS}")
@@ -218,7 +218,7 @@ def conversions(raw: float) -> dict[str, float]: # the uncorrected divergence in
     "The same divergence on the scales of other tools, over our bins."
     return {"evidently": math.sqrt(raw * math.log(2)), "nannyml": math.sqrt(raw), "tfdv": raw}
 
-
+# %% ../nbs/lib/240_drift.ipynb #cb61f37b
 @dataclass(frozen=True)
 class FeatureDrift(Record):
     "How far one feature has moved."
@@ -242,7 +242,7 @@ class FeatureDrift(Record):
         bits = sum(np.where(a > 0, a * np.log2(np.where(a > 0, a, 1) / np.where(m > 0, m, 1)), 0) for a in (p, q)) / 2
         return pd.DataFrame({"reference": p, "current": q, "bits": bits}, index=pd.Index(self.labels, name=self.feature))
 
-
+# %% ../nbs/lib/240_drift.ipynb #7c4eb544
 def feature_drift(name: str, slots: Slots, reference: Sequence[int], current: Sequence[int], threshold: float, level: float) -> FeatureDrift:
     "The figures of one feature from two rows of counts."
     corrected, raw = (js_divergence(reference, current, bias_corrected=b) for b in (True, False))
@@ -296,7 +296,7 @@ def drift_verdict(features: Mapping[str, FeatureDrift], threshold: float, rows: 
     phase, names = (Phase.FAILED if moved else Phase.PASSED), sorted(f.feature for f in moved)
     return Verdict("data_drift", phase, f"{count}; {figure}", top.js_divergence, *top.interval, threshold, rows, {"drifted": names})
 
-
+# %% ../nbs/lib/240_drift.ipynb #f8c19e0d
 def matching(reference: Reference, table: ibis.Table) -> None:
     "`InvalidInput` if a column of the reference is missing or has changed its kind."
     schema = table.schema()
@@ -306,7 +306,7 @@ def matching(reference: Reference, table: ibis.Table) -> None:
         if kind == slots.kind: continue
         raise InvalidInput(f"column {name!r} was a {slots.kind} in the reference and is a {kind} ({schema[name]}) now: a changed type is not drift")
 
-
+# %% ../nbs/lib/240_drift.ipynb #976443ca
 def compare_with(reference: Reference, table: Any, threshold: float, level: float, minimum_rows: int) -> DriftAnalysis:
     "The work of `Reference.compare`."
     if not 0 <= threshold <= 1: raise InvalidInput(f"threshold={threshold!r} bits; between 0 and 1")

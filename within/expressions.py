@@ -34,13 +34,13 @@ def function(definition: Callable) -> Callable:
     FUNCTIONS[definition.__name__] = definition
     return definition
 
-
+# %% ../nbs/lib/245_expressions.ipynb #da4bbc74
 @function
 def strip_html(x: Value) -> Value:
-    "Text without tags; the common entities become characters."
+    "Text as a browser shows it: no tags, the common entities as characters, white space as single spaces."
     x = x.re_replace(r"<[^>]*>", " ")
     for entity, character in (("&nbsp;", " "), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#39;", "'"), ("&amp;", "&")): x = x.replace(entity, character)
-    return trim(x)
+    return trim(x.re_replace(r"\s+", " "))
 
 
 @function
@@ -48,7 +48,7 @@ def lower(x: Value) -> Value:
     "In small letters."
     return x.lower()
 
-
+# %% ../nbs/lib/245_expressions.ipynb #5ee74cc8
 @function
 def trim(x: Value) -> Value:
     "Without white space at either end."
@@ -59,13 +59,13 @@ def match_count(x: Value, pattern: str) -> Value: # an RE2 pattern of ours
     "How often a pattern occurs: one longer stand-in a match shows in the length."
     return x.re_replace(pattern, "##").length() - x.re_replace(pattern, "#").length()
 
-
+# %% ../nbs/lib/245_expressions.ipynb #3b0c7b1f
 @function
 def word_count(x: Value) -> Value:
     "Runs of characters that are not white space."
     return match_count(x, r"\S+")
 
-# %% ../nbs/lib/245_expressions.ipynb #da4bbc74
+# %% ../nbs/lib/245_expressions.ipynb #8cc5d327
 @function
 def length(x: Value) -> Value:
     "Characters."
@@ -77,7 +77,7 @@ def contains(x: Value, part: str) -> Value:
     "Whether `part` occurs, as a truth value."
     return x.contains(part)
 
-
+# %% ../nbs/lib/245_expressions.ipynb #54cbc7db
 @function
 def occurrences(x: Value, part: str) -> Value:
     "How often `part` occurs."
@@ -90,7 +90,7 @@ def number_count(x: Value) -> Value:
     "Runs of digits."
     return match_count(x, r"[0-9]+")
 
-
+# %% ../nbs/lib/245_expressions.ipynb #40800baa
 @function
 def shouted_share(x: Value) -> Value:
     "Words of two or more capitals, as a share of all words (0..1)."
@@ -114,7 +114,7 @@ def text(x: Value) -> Value:
     "As a text."
     return x.cast("string")
 
-
+# %% ../nbs/lib/245_expressions.ipynb #a7db1026
 @function
 def clip(x: Value, low: float, high: float) -> Value:
     "Not below `low`, not above `high`."
@@ -126,7 +126,7 @@ def log1p(x: Value) -> Value:
     "ln(1 + x); missing for x <= -1."
     return (x > -1).ifelse((x + 1).cast("float64").ln(), ibis.null("float64"))
 
-
+# %% ../nbs/lib/245_expressions.ipynb #f6f856be
 @function
 def coalesce(*values: Any) -> Value:
     "The first that is not missing."
@@ -138,7 +138,7 @@ def choose(condition: Value, then: Any, otherwise: Any) -> Value:
     "The second value where the condition holds, the third otherwise."
     return condition.ifelse(then, otherwise)
 
-
+# %% ../nbs/lib/245_expressions.ipynb #fd19c398
 @function
 def join(*parts: Any) -> Value:
     "Texts one after the other; missing if one is."
@@ -151,7 +151,7 @@ def day(x: Any) -> Value:
     if isinstance(x, str): return ibis.literal(x).cast("date").cast("timestamp").cast("timestamp('UTC')")
     return (x.try_cast("timestamp") if x.type().is_string() else x.cast("timestamp")).cast("timestamp('UTC')")
 
-
+# %% ../nbs/lib/245_expressions.ipynb #a17a574f
 @function
 def year_week_start(x: Value) -> Value:
     "Monday 00:00 UTC of a week written year*100 + week (week 1 begins on the year's first Monday)."
@@ -160,7 +160,7 @@ def year_week_start(x: Value) -> Value:
     days = (7 - first.day_of_week.index().cast("int64")) % 7 + 7 * (x % 100 - 1)
     return (first + ibis.interval(days=1) * days.cast("int32")).cast("timestamp").cast("timestamp('UTC')")
 
-
+# %% ../nbs/lib/245_expressions.ipynb #7b604fcb
 @function
 def days_after(x: Value, days: float) -> Value:
     "So many days later; a negative number is earlier."
@@ -186,7 +186,7 @@ def over(x: Value, by: Any) -> Value:
 
 def ones(x: Value) -> Value: return x.isnull().ifelse(1, 1)   # a one for every row, missing or not
 
-
+# %% ../nbs/lib/245_expressions.ipynb #1902e1ca
 @function
 def group_count(by: Any) -> Value:
     "How many rows share `by`."
@@ -198,7 +198,7 @@ def group_sum(x: Value, by: Any) -> Value:
     "The sum of x over the rows that share `by`."
     return over(x.sum(), by)
 
-
+# %% ../nbs/lib/245_expressions.ipynb #fb657bfe
 @function
 def group_mean(x: Value, by: Any) -> Value:
     "The mean of x over the rows that share `by`."
@@ -212,7 +212,7 @@ def shrunk_rate(successes: Value, trials: Value, by: Any, prior: float) -> Value
     p = group_sum(successes, by) / group_sum(trials, by).nullif(0)
     return (successes + prior * p) / (trials + prior).nullif(0)
 
-
+# %% ../nbs/lib/245_expressions.ipynb #2e6d17cc
 @function
 def rank(x: Value, by: Any = None) -> Value:
     "Place among the rows that share `by`, 0 (smallest) .. 1; ties get the same."
@@ -225,7 +225,7 @@ def tercile(x: Value, by: Any = None) -> Value:
     place = rank(x, by)
     return ibis.cases((x.isnull(), ibis.null("string")), (place < 1 / 3, "low"), (place < 2 / 3, "medium"), else_="high")
 
-# %% ../nbs/lib/245_expressions.ipynb #1902e1ca
+# %% ../nbs/lib/245_expressions.ipynb #0d0b6fef
 def earlier(order: Value, by: Any, last: float | None) -> Any:
     "The window of rows with a strictly smaller `order`, at most `last` smaller."
     if order.type().is_timestamp() or order.type().is_date(): order = order.cast("timestamp").epoch_seconds().cast("int64")
@@ -239,7 +239,7 @@ def previous_mean(x: Value, order: Value, by: Any = None, last: float | None = N
     "Mean of x over earlier rows; missing where there are none."
     return x.mean().over(earlier(order, by, last))
 
-
+# %% ../nbs/lib/245_expressions.ipynb #8617c5ad
 @function
 def previous_rate(successes: Value, trials: Value, order: Value, by: Any = None, last: float | None = None) -> Value:
     "Sum of successes over sum of trials of earlier rows; missing where there are none."
@@ -260,6 +260,8 @@ OPERATORS: dict[type, Callable] = {
     ast.Eq: lambda a, b: a == b, ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b, ast.LtE: lambda a, b: a <= b,
     ast.Gt: lambda a, b: a > b, ast.GtE: lambda a, b: a >= b, ast.And: lambda a, b: a & b, ast.Or: lambda a, b: a | b,
     ast.USub: lambda a: -a, ast.Not: lambda a: ~a}
+
+# %% ../nbs/lib/245_expressions.ipynb #8fdc5ed0
 ALLOWED = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.keyword, ast.List, *OPERATORS)
 
 
@@ -269,7 +271,7 @@ def nonzero(x: Any) -> Any:
     if x == 0: raise InvalidInput("division by zero")
     return x
 
-
+# %% ../nbs/lib/245_expressions.ipynb #37033910
 @dataclass(frozen=True)
 class Place:
     "Where in a configuration an expression stands, for messages."
@@ -279,7 +281,7 @@ class Place:
 
     def error(self, message: str) -> ConfigError: return ConfigError(message, self.file, self.line, self.key)
 
-# %% ../nbs/lib/245_expressions.ipynb #8fdc5ed0
+# %% ../nbs/lib/245_expressions.ipynb #18c27837
 def parse(source: str, place: Place = Place()) -> ast.Expression:   # noqa: B008  (frozen)
     "The tree of an expression in which every node is allowed; `ConfigError` otherwise."
     if not isinstance(source, str) or not source.strip(): raise place.error("an expression is a text such as word_count(headline)")
@@ -292,7 +294,7 @@ def parse(source: str, place: Place = Place()) -> ast.Expression:   # noqa: B008
     for node in nodes: allowed_node(node, place)
     return tree
 
-
+# %% ../nbs/lib/245_expressions.ipynb #a8d442f2
 def allowed_node(node: ast.AST, place: Place) -> None:
     "Refuse what is not part of the language."
     if not isinstance(node, ALLOWED):
@@ -317,7 +319,7 @@ def bind(source: str | int | float | bool, table: ibis.Table, place: Place = Pla
     except (InvalidInput, IbisError, AttributeError, TypeError, ValueError, NotImplementedError) as e:
         raise place.error(f"{source!r} cannot be computed from these columns: {str(e).splitlines()[0][:200]}") from None
 
-
+# %% ../nbs/lib/245_expressions.ipynb #4c68ffe4
 def translated(node: ast.AST, table: ibis.Table, place: Place) -> Any:
     "One node of the tree as an Ibis value, a Python constant or a list."
     inner = [translated(n, table, place) for n in operands(node)]
@@ -331,7 +333,7 @@ def translated(node: ast.AST, table: ibis.Table, place: Place) -> Any:
         case ast.Call(): return called(node, inner, table, place)
     raise place.error(f"{type(node).__name__} is not allowed here")
 
-# %% ../nbs/lib/245_expressions.ipynb #4c68ffe4
+# %% ../nbs/lib/245_expressions.ipynb #8193126d
 def operands(node: ast.AST) -> list[ast.AST]:
     "The parts that are values themselves, in order; those of a call by keyword come last."
     match node:
@@ -343,7 +345,7 @@ def operands(node: ast.AST) -> list[ast.AST]:
         case ast.Call(): return [*node.args, *(k.value for k in node.keywords)]
     return []
 
-
+# %% ../nbs/lib/245_expressions.ipynb #383f47fc
 def folded(operator: Callable, values: list) -> Any:
     out = values[0]
     for value in values[1:]: out = operator(out, value)
@@ -354,12 +356,12 @@ def column_of(name: str, table: ibis.Table, place: Place) -> Value:
     if name not in table.columns: raise place.error(str(unknown("column", name, table.columns)))
     return table[name]
 
-
+# %% ../nbs/lib/245_expressions.ipynb #4130ab84
 def arguments_of(chosen: Callable) -> str:
     "The arguments as a person writes them: `x, by=None`."
     return ", ".join(p.name + (f"={p.default!r}" if p.default is not p.empty else "") for p in inspect.signature(chosen).parameters.values())
 
-
+# %% ../nbs/lib/245_expressions.ipynb #5cb23557
 def called(node: ast.Call, inner: list, table: ibis.Table, place: Place) -> Any:
     "A function of the list with its arguments, or the column that `column('…')` names."
     plain, named = inner[: len(node.args)], dict(zip((k.arg for k in node.keywords), inner[len(node.args):], strict=True))

@@ -40,7 +40,7 @@ def canonical_type(kind: pa.DataType) -> pa.DataType: # any column type a wareho
     if pa.types.is_null(kind): return pa.float64()
     raise InvalidInput(f"a column of type {kind} cannot go into a snapshot; numbers, text, booleans and times can")
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #3d6e2fa9
 def canonical(batch: pa.RecordBatch | pa.Table) -> pa.Table:
     "The same rows with every column in its canonical type, sorted by column name."
     columns = {}
@@ -62,7 +62,7 @@ def value_bytes(column: pa.ChunkedArray) -> bytes:
     if pa.types.is_boolean(column.type): column = column.cast(pa.uint8())
     return np.ascontiguousarray(pc.fill_null(column, 0).to_numpy()).tobytes()
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #4dc421eb
 class ContentHash:
     "SHA-256 of a table's content, fed batch by batch; independent of batches, file format and column order."
 
@@ -151,7 +151,7 @@ def shares_checked(validation_size: float, test_size: float) -> tuple[float, flo
     if validation_size + test_size >= 1: raise InvalidInput(f"validation_size + test_size = {validation_size + test_size:g} leaves nothing to train on")
     return float(validation_size), float(test_size)
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #92e381b9
 def divide_random(strata: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
     "For each row 0 (train), 1 (validation) or 2 (test); shares are kept within each stratum up to a row or two, and exactly over all."
     side, given = np.zeros(len(strata), np.int8), np.zeros(3, int)
@@ -176,7 +176,7 @@ def divide_time(times: np.ndarray, validation: float, test: float) -> np.ndarray
     last_validation = min(max(last_validation, last_train + 1), len(moments) - 2)
     return ((times > moments[last_train]).astype(np.int8) + (times > moments[last_validation]))
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #2480f62b
 def divide_unit(units: np.ndarray, validation: float, test: float, seed: int) -> np.ndarray:
     "0, 1, 2 by unit: whole units in random order until a side has its share; rows without a unit count as one unit."
     names, index, counts = np.unique(units, return_inverse=True, return_counts=True)
@@ -202,7 +202,7 @@ class Split(Rows):
 
     def facts(self) -> dict: return {"part": self.part, **super().facts(), "split by": self.spec.get("by")}
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #7d860f62
 @dataclass(frozen=True, repr=False)
 class TrainingData(Rows):
     "Every row of one snapshot, with what was found while it was made."
@@ -231,7 +231,7 @@ class TrainingData(Rows):
         found = ("model", "dataset", "start", "end", "enough", "dropped", "set_aside", "missing", "notes")
         return {**super().to_dict(), **{k: plain(getattr(self, k)) for k in found}}
 
-# %% ../nbs/lib/228_snapshots.ipynb #7d860f62
+# %% ../nbs/lib/228_snapshots.ipynb #735aa45a
 PARTS = ("train", "validation", "test")
 
 
@@ -247,7 +247,7 @@ def sides_of(data: Rows, spec: Mapping) -> np.ndarray:
     if spec["by"] == "unit": return divide_unit(keys, spec["validation_size"], spec["test_size"], spec["seed"])
     return divide_random(keys, spec["validation_size"], spec["test_size"], spec["seed"])
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #d886ca2c
 def split_rows(data: TrainingData, validation_size: float, test_size: float, stratify_by: str | None, by: str, seed: int) -> tuple[Split, Split, Split]:
     "Divide a snapshot and remember how, beside it."
     validation, test = shares_checked(validation_size, test_size)
@@ -273,7 +273,7 @@ def remember_split(folder: Path, spec: Mapping, parts: tuple[Split, ...]) -> Non
         raise DigestMismatch(f"{path.name} of snapshot {folder.name[:12]} describes other rows than this split has")
     write_text_atomically(path, json.dumps({"spec": plain(spec), "parts": rows}, indent=1))
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #e00ac280
 def write_text_atomically(path: Path, text: str) -> None:
     "All of it or nothing, also when two write at once."
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -313,7 +313,7 @@ def content_digest(path: Path, roles: Mapping) -> str: # a snapshot's data.parqu
     for batch in pq.ParquetFile(path).iter_batches(batch_size=65536): digest.update(canonical(batch))
     return digest.hexdigest()
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #c683d1f3
 def open_snapshot(ctx: Context | None, hash: str, verify: bool = True) -> TrainingData:
     "The training data kept under `hash`; `UnknownDataset` if there is none, `DigestMismatch` if its rows are no longer those."
     folder = resolve(ctx).path("snapshots") / str(hash)
@@ -327,7 +327,7 @@ def open_snapshot(ctx: Context | None, hash: str, verify: bool = True) -> Traini
     enough = Verdict(**{**about["enough"], "phase": Phase(about["enough"]["phase"])}) if about.get("enough") else None
     return TrainingData(path=folder / "data.parquet", snapshot=hash, **roles, **found, enough=enough, notes=tuple(about.get("notes", ())))
 
-
+# %% ../nbs/lib/228_snapshots.ipynb #30dec32b
 def open_split(ctx: Context | None, snapshot: str, spec: Mapping, verify: bool = True) -> tuple[Split, Split, Split]:
     "Make a remembered split again from its `spec` (as in `Split.lineage`)."
     return open_snapshot(ctx, snapshot, verify).split(**spec)

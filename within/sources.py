@@ -36,7 +36,7 @@ from .warehouse import DatasetInfo
 ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}(\.[a-z][a-z0-9_]{0,63})?$")]
 Expression = str | int | float | bool
 
-
+# %% ../nbs/lib/250_sources.ipynb #24000812
 class SourcePolicy(Policy):
     "How a table of one's own becomes a dataset."
     source: Name
@@ -75,7 +75,7 @@ def load_source(path: str | Path) -> SourcePolicy:
         if name in policy.columns: raise ConfigError("defined twice, as a column and as a constant", path, lines.get(("constants", name)), f"constants.{name}")
     return policy
 
-
+# %% ../nbs/lib/250_sources.ipynb #2c27ac19
 def place_of(path: Path, lines: Mapping, *keys: str) -> Place:
     "Where a key stands, for messages."
     return Place(path, lines.get(keys), ".".join(keys))
@@ -90,12 +90,12 @@ def files_of(files: str | Path | Iterable[str | Path], form: str) -> list[Path]:
     if not found: raise InvalidInput(f"no .{form} file among {[str(g) for g in given]}")
     return sorted(set(found))
 
-
+# %% ../nbs/lib/250_sources.ipynb #b81bad59
 def quiet_connection() -> Any:
     "DuckDB in memory that never fetches an extension."
     return ibis.duckdb.connect(autoinstall_known_extensions=False, autoload_known_extensions=False)
 
-
+# %% ../nbs/lib/250_sources.ipynb #d5bbfcb2
 def read_files(connection: Any, files: Sequence[Path], form: str) -> ibis.Table:
     "One table over all files, with `_row` counting from 1; `InvalidInput` if they cannot be read as what they should be."
     paths = [str(f) for f in files]
@@ -118,7 +118,7 @@ def first_broken(table: ibis.Table, rules: Mapping[str, str], where: tuple[Path,
         cases.append((~ibis.coalesce(held, False), name))
     return table.mutate(_rule=ibis.cases(*cases, else_=ibis.null("string")) if cases else ibis.null("string"))
 
-
+# %% ../nbs/lib/250_sources.ipynb #12d77751
 def computed(table: ibis.Table, policy: SourcePolicy, where: tuple[Path, Mapping]) -> ibis.Table:
     "`_row` and the columns of the contract; an expression may use those above it, which come before columns of the files of the same name."
     out = table
@@ -143,7 +143,7 @@ def contract(policy: SourcePolicy) -> Any:
     checks[policy.target] = column([known, score], True)
     return pan.DataFrameSchema(checks, strict=False)
 
-
+# %% ../nbs/lib/250_sources.ipynb #a56f1f12
 def broken_rules(frame: pd.DataFrame, schema: Any) -> pd.Series:
     "Index label -> 'column: check' for the rows that fail, the first check of each."
     import pandera.errors
@@ -183,7 +183,7 @@ class IngestResult(Record):
     @property
     def quarantine(self) -> str: return f"{self.dataset}_quarantine"
 
-
+# %% ../nbs/lib/250_sources.ipynb #8459691c
 ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)   # quarantined rows have no trustworthy time: they are visible at any
 
 
@@ -193,7 +193,7 @@ def info_of(policy: SourcePolicy) -> DatasetInfo:
     roles = {k: getattr(policy, k) for k in ("time", "unit", "target", "source", "split")}
     return DatasetInfo(name=policy.source, description=policy.description.strip(), **roles, **optional)
 
-# %% ../nbs/lib/250_sources.ipynb #8459691c
+# %% ../nbs/lib/250_sources.ipynb #7d9a67b6
 def ingest(source: str | Path, files: str | Path | Iterable[str | Path], ctx: Context | None = None) -> IngestResult:
     "Bring one's own table into the warehouse. `source`: a YAML file, or the name of one in `configs/sources/`; `files`: Parquet or CSV files or folders."
     ctx = resolve(ctx)
@@ -214,7 +214,7 @@ def ingest(source: str | Path, files: str | Path | Iterable[str | Path], ctx: Co
         accepted, failed = sorted_out(made, policy)
         return publish(ctx, policy, accepted, quarantine_of(read, failed), paths)
 
-
+# %% ../nbs/lib/250_sources.ipynb #fbe51084
 def source_path(source: str | Path, ctx: Context) -> Path:
     "The YAML file that is meant."
     folder = ctx.settings.configs / "sources"
@@ -238,7 +238,7 @@ def sorted_out(made: Path, policy: SourcePolicy) -> tuple[pa.Table, pd.Series]:
     table = file.read()
     return without_nan(table.filter(pa.array(~table["_row"].to_pandas().isin(failed.index))).drop_columns(["_row"])), failed
 
-
+# %% ../nbs/lib/250_sources.ipynb #f9051ba5
 def repeated(file: pq.ParquetFile, unique: Sequence[str], bad: set[int]) -> pd.Series:
     "Row number -> rule, for the second and later of the good rows that agree in the `unique` columns."
     if not unique: return pd.Series(dtype=object)
@@ -246,14 +246,14 @@ def repeated(file: pq.ParquetFile, unique: Sequence[str], bad: set[int]) -> pd.S
     keys = keys[~keys["_row"].isin(bad)]
     return pd.Series(f"unique: {', '.join(unique)}", index=keys.loc[keys.duplicated(list(unique)), "_row"], dtype=object)
 
-
+# %% ../nbs/lib/250_sources.ipynb #1d2a536f
 def without_nan(table: pa.Table) -> pa.Table:
     "NaN as missing, so that a column has one way to say nothing."
     for i, name in enumerate(table.column_names):
         if pa.types.is_floating(table[name].type): table = table.set_column(i, name, pa.array(table[name].to_pandas(), table[name].type, from_pandas=True))
     return table
 
-# %% ../nbs/lib/250_sources.ipynb #f9051ba5
+# %% ../nbs/lib/250_sources.ipynb #3aa08077
 def quarantine_of(read: Path, failed: pd.Series) -> pa.Table:
     "The rows that broke a rule as they came, with `quarantine_row` (from 1), `quarantine_rule` and a time that is always past."
     table = pq.read_table(read)
@@ -266,7 +266,7 @@ def quarantine_of(read: Path, failed: pd.Series) -> pa.Table:
     for name, column in added.items(): out = out.append_column(name, column)
     return out.replace_schema_metadata({"rows_read": str(len(table))})
 
-
+# %% ../nbs/lib/250_sources.ipynb #be4229f2
 def publish(ctx: Context, policy: SourcePolicy, accepted: pa.Table, quarantine: pa.Table, files: Sequence[Path]) -> IngestResult:
     "Write quarantine, then rows; the result counts both."
     read = int(quarantine.schema.metadata[b"rows_read"])
@@ -280,7 +280,7 @@ def publish(ctx: Context, policy: SourcePolicy, accepted: pa.Table, quarantine: 
     days = accepted[policy.time].to_pandas().agg(["min", "max"]).dt.strftime("%Y-%m-%d").tolist()
     return IngestResult(policy.source, len(accepted), len(quarantine), counted(quarantine), read, tuple(f.name for f in files), *days)
 
-
+# %% ../nbs/lib/250_sources.ipynb #9890914d
 def counted(quarantine: pa.Table) -> dict[str, int]:
     "Broken rule -> rows, most frequent first."
     return {str(k): int(v) for k, v in quarantine["quarantine_rule"].to_pandas().value_counts().items()}
