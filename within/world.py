@@ -63,7 +63,7 @@ def sizes(scale: float) -> Size:
         raise InvalidInput(f"scale must be a number from {SMALLEST} to {LARGEST:g} (1.0 is the full world), not {scale!r}")
     return Size(round(22_000 * scale), round(3_200 * scale), min(10_000, max(200, round(10_000 * scale))), round(6_000 * scale))
 
-
+# %% ../nbs/lib/700_world.ipynb #69c2db7a
 def checked_now(now: Any) -> datetime:
     "The first day as an aware UTC midnight or moment; `InvalidInput` for what is no date or outside the world."
     at = parse_time(now)
@@ -92,7 +92,7 @@ def days_of(month: str, first: datetime) -> tuple[str, int]:
     begin = max(start, pd.Timestamp(first).floor("D"))
     return f"{begin:%Y-%m-%d}", max(0, (end - begin).days)
 
-
+# %% ../nbs/lib/700_world.ipynb #15dadf50
 def parts(now: datetime, size: Size, seed: int, null: bool) -> list[tuple[str, str, Callable[[], pd.DataFrame]]]:
     "What the world consists of: (dataset, part, function that draws it), in the order of the datasets and months."
     out = [("ads", m, lambda m=m: ads_month(m, size.ads_a_month, seed, null)) for m in MONTHS]
@@ -125,7 +125,7 @@ def steps(total: int) -> Iterator[Callable[[str], None]]:
     finally:
         bar.stop()
 
-
+# %% ../nbs/lib/700_world.ipynb #2ab1363a
 def furnish(ctx: Context, now: datetime, size: Size, seed: int, null: bool, step: Callable[[str], None]) -> dict[str, int]:
     "Draw and write every dataset; returns rows by dataset. Each becomes visible when it is complete."
     listed, counts = parts(now, size, seed, null), {}
@@ -149,7 +149,7 @@ def register(ctx: Context, model: Model, version: str, metrics: dict[str, float]
     labels = {"owner": "ml-team", "origin": "bootstrap"}
     return ModelRegistry(ctx=ctx).register_model(model, model.name, version, metrics=metrics, training_data_info=about, labels=labels)
 
-
+# %% ../nbs/lib/700_world.ipynb #48a1b3fd
 def train_champion(ctx: Context, now: datetime) -> ModelInfo:
     "Train `ad_score_predictor` 2.1.0 on rows before 2023, register it with its metrics on held-out rows and a drift reference."
     policy, preparer = ctx.policy("ad_score_predictor"), DataPreparer("ad_score_predictor", ctx=ctx)
@@ -176,7 +176,7 @@ def known_texts(ctx: Context, now: datetime) -> pd.DataFrame:
     table = ctx.warehouse.table("texts", as_of=now)
     return table.order_by("created_at", "text_id").select("text", "label").to_pandas()
 
-
+# %% ../nbs/lib/700_world.ipynb #8bb4090f
 def account_rows(ctx: Context, now: datetime, days_back: tuple[int, ...] = (31, 61, 91)) -> pd.DataFrame:
     "Window features and the known label of accounts that were awake on days `days_back` before `now`; one row an account and day."
     daily, out = ctx.warehouse.table("accounts_daily", as_of=now), []
@@ -196,13 +196,13 @@ def train_sentiment(ctx: Context, now: datetime, texts: pd.DataFrame) -> ModelIn
     trained = ModelTrainer(model, experiment_tracking=False, ctx=ctx).train(few.iloc[:cut], few.iloc[cut:], ["text"], "label")
     return register(ctx, model, "3.1.0", trained.validation_metrics, {"dataset": "texts", "end_date": f"{now:%Y-%m-%d}", "samples": cut})
 
-
+# %% ../nbs/lib/700_world.ipynb #6311d215
 def held_accounts(rows: pd.DataFrame) -> pd.Series:
     "Whether a row belongs to the fifth of the accounts that is held out; taken in turn from those that went dark and those that did not."
     ever = rows.groupby("account_id")["goes_dark"].max().reset_index().sort_values(["goes_dark", "account_id"], ascending=[False, True])
     return rows["account_id"].isin(ever["account_id"].iloc[1::5])
 
-
+# %% ../nbs/lib/700_world.ipynb #58daaeb0
 def train_account_health(ctx: Context, now: datetime) -> ModelInfo:
     "Train `account_health_predictor` 1.4.0 on window features; one account in five measures it."
     rows = account_rows(ctx, now)
@@ -287,7 +287,7 @@ class World(Record):
         "Plain data; of the texts, how many there are."
         return {**super().to_dict(), "sentiment": len(self.sentiment)}
 
-
+# %% ../nbs/lib/700_world.ipynb #c41fae40
 def open_world(ctx: Context | None = None) -> World:
     "The world that this home holds; raises `InvalidInput` if it has none (yet)."
     ctx = resolve(ctx)
@@ -307,7 +307,7 @@ def on_its_clock(ctx: Context, now: datetime) -> Context:
     ctx.store.clock_start(now)
     return replace(ctx, clock=ReplayClock(ctx.store))
 
-
+# %% ../nbs/lib/700_world.ipynb #d749c6e1
 def bootstrap(now: Any, # the first day: a date or text such as "2023-10-01"
               seed: int = 0, # of everything that is drawn
               scale: float = 1.0, # of all row counts, 0.005 to 10
@@ -329,7 +329,7 @@ def bootstrap(now: Any, # the first day: a date or text such as "2023-10-01"
         write_atomic(ctx.path(RECORD), json.dumps({**arguments, "champion": ids[0], "models": ids, "rows": rows}, indent=1))
     return open_world(ctx)
 
-
+# %% ../nbs/lib/700_world.ipynb #c55c8e59
 def models(ctx: Context, now: datetime, step: Callable[[str], None]) -> list[ModelInfo]:
     "Train and register the three models of the first day, the champion first."
     step("training ad_score_predictor 2.1.0")

@@ -41,7 +41,7 @@ def sinking(plan: dict[str, np.ndarray], days: np.ndarray) -> np.ndarray:
             out = np.maximum(out, np.asarray(depth * share, np.float32))
     return out
 
-
+# %% ../../nbs/lib/204_simulation.accounts.ipynb #8799a3e1
 def dark(plan: dict[str, np.ndarray], days: np.ndarray) -> np.ndarray:
     "Whether each account (row) is in a dark spell on each of `days` (column)."
     return np.logical_or.reduce([(plan["start"][:, k, None] <= days) & (days < plan["end"][:, k, None]) for k in range(SPELLS)])
@@ -58,7 +58,7 @@ def benchmark(seed: int, month: str, null: bool = False) -> dict[str, float]:
     walk = np.exp(np.cumsum(steps, axis=0))[MONTHS.index(month)]
     return {name: 1.0 if null else float(w) for name, w in zip(SHARES["platform"], walk, strict=True)}
 
-
+# %% ../../nbs/lib/204_simulation.accounts.ipynb #1be85454
 def weekday_factor(days: np.ndarray) -> np.ndarray:
     "Less is spent at weekends."
     return np.where((days + WORLD_START.weekday()) % 7 >= 5, .75, 1.1).astype(np.float32)
@@ -96,7 +96,7 @@ def accounts_month(month: str, accounts: int = ACCOUNTS, seed: int = 0, null: bo
     kept = np.ones(length, bool) if days is None else (when >= days[0]) & (when < days[1])
     return as_rows(tables, {k: people[k][:n] for k in ("account_id", "platform", "industry")}, when, kept)
 
-
+# %% ../../nbs/lib/204_simulation.accounts.ipynb #cceea371
 def as_rows(tables: dict[str, np.ndarray], who: dict[str, np.ndarray], when: np.ndarray, kept: np.ndarray) -> pd.DataFrame:
     "Tables of accounts by days as one row an account and day (of the kept days), sorted by day, then account."
     n, midnight = len(who["account_id"]), stamps(when[kept].astype(float))

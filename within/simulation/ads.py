@@ -41,7 +41,7 @@ SHARES = {
 }
 ACCOUNTS = 10_000
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #a688c73d
 def chosen(rng: np.random.Generator, what: str, n: int) -> np.ndarray:
     "`n` draws of a category of `SHARES` as an object array."
     names, shares = zip(*SHARES[what].items(), strict=True)
@@ -74,7 +74,7 @@ def blend(share: float, old: np.ndarray, new: np.ndarray) -> np.ndarray:
     "A standard normal that correlates `share` with `old`; the rest is `new`."
     return share * old + np.sqrt(1.0 - np.square(share)) * new
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #3cd9ca84
 def latents(rng: np.random.Generator, days: np.ndarray, traits: np.ndarray, null: bool) -> dict[str, np.ndarray]:
     "Hidden standard normals by short feature name (float32 arrays of one value per ad); traits are those of the ad's account."
     names = [c.split(".")[1] for c in CONTENT + HISTORY]
@@ -100,7 +100,7 @@ def lasting(z: dict[str, np.ndarray], audience: np.ndarray) -> np.ndarray:
             + .20 * z["cta_strength"] + .22 * z["cvr_30d"] - .14 * (np.square(z["readability"]).clip(0, 6) - 1) + .14 * z["account_age_days"]
             + .12 * z["engagement_rate"] - .10 * np.tanh(z["cpc_30d"]) + .10 * z["cta_strength"] * z["readability"].clip(-2, 2) + who)
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #c581233c
 def signal(z: dict[str, np.ndarray], audience: np.ndarray, changed: np.ndarray | float) -> np.ndarray:
     "The explainable part of the score in units of its spread; `changed` is the share (0..1) of the 2023 relationship in force."
     part = lasting(z, audience)
@@ -118,7 +118,7 @@ def expected_score(z: dict[str, np.ndarray], audience: np.ndarray, days: np.ndar
     tide = 0.0 if null else event_size("seasonality") * season(days)
     return np.clip(CENTRE + SPREAD * signal(z, audience, share) + tide, 0, 100)
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #cceaf81d
 def event_size(what: str) -> float:
     "The planted size of an event."
     return next(e.figure for e in planted() if e.what == what)
@@ -181,7 +181,7 @@ def with_gaps(rng: np.random.Generator, columns: dict[str, np.ndarray]) -> dict[
             out[name] = np.where(gone, np.float32(np.nan), out[name])
     return out
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #248e733e
 def four_digits(values: np.ndarray) -> np.ndarray:
     "Four significant digits are what such systems report, and they keep the files small."
     size = np.floor(np.log10(np.maximum(np.abs(np.nan_to_num(values)), 1e-6)))
@@ -195,7 +195,7 @@ def audiences(rng: np.random.Generator, days: np.ndarray, null: bool) -> np.ndar
     newcomer = rng.random(len(days)) < event_size("new category") * arrived("new category", days, null)
     return np.where(newcomer, "creators", usual)
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #ca4dddda
 def rows(rng: np.random.Generator, days: np.ndarray, seed: int, null: bool) -> tuple[pd.DataFrame, dict]:
     "Unscored ads at `days` (world days with fraction) and what they were drawn from: `z`, `audience`, `days`."
     people, n = population(seed), len(days)
@@ -223,7 +223,7 @@ def moments(rng: np.random.Generator, first: int, length: int, n: int) -> np.nda
     hour = (rng.beta(2.4, 1.9, n) * .92 + .04)
     return np.sort(days[rng.choice(length, n, p=weight / weight.sum())] + hour)
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #bbabdfb4
 def stamps(days: np.ndarray) -> pd.DatetimeIndex:
     "World days with fraction as UTC times, to the second."
     return WORLD_START.as_unit("us") + pd.to_timedelta(np.floor(days * 86_400), unit="s").as_unit("us")
@@ -275,7 +275,7 @@ def traffic_day(day: str, per_day: int = 3_200, seed: int = 0, null: bool = Fals
     tail = {"outcome": outcome, "outcome_at": stamps(days + delays(rng, per_day)), "feedback_tolerance": tolerance}
     return pd.concat([pd.DataFrame(head), frame, pd.DataFrame(tail)], axis=1)
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #0d0ffd53
 def traffic(start: str = "2023-10-01", days: int = 123, per_day: int = 3_200, seed: int = 0, null: bool = False) -> pd.DataFrame:
     "`days` days of requests from `start`; raises `InvalidInput` where the world ends before."
     first, days = pd.Timestamp(start).normalize(), checked_count("days", days, 1, 671)
@@ -293,7 +293,7 @@ def month_divergence(before: pd.Series, after: pd.Series, bins: int = 20) -> flo
         counts = [c.value_counts().reindex(names, fill_value=0).to_numpy() for c in (before, after)]
     return float(js_divergence(*counts, bias_corrected=True))
 
-
+# %% ../../nbs/lib/202_simulation.ads.ipynb #c4d35356
 def measure_truth(seed: int = 0, per_month: int = 22_000, null: bool = False) -> dict[str, float]:
     "What a sample shows of the planted events: divergences, correlations, volumes and errors of perfect knowledge (points of score)."
     june, september = (ads_month(m, per_month, seed, null, with_truth=True) for m in ("2023-06", "2023-09"))

@@ -56,6 +56,8 @@ FRAMES = {
     "de": ("{p}: {a}, {d}", "{t} habe ich {p} probiert, {d}. {e}", "Alles andere als {x}: {p}, {d}", "{d}. Kurz gesagt, {p}: {a}. {e}",
            "Erwartet: {x}. Bekommen: {a}. {p}"),
 }
+
+# %% ../../nbs/lib/206_simulation.texts.ipynb #a4d86f09
 TALK = {
     "en": {"t": "Last week|This spring|After a year|On day one|Before the holidays|For 29 a month|With the new plan|Since May|Two orders later|On my phone",
            "e": "Link below.|See for yourself.|Ask me anything.|Full story in the comments.|Ends Sunday.|Now in 40 cities."
@@ -71,10 +73,10 @@ def parts(text: str) -> list[str]:
     "The alternatives of a phrase list."
     return text.split("|")
 
-
+# %% ../../nbs/lib/206_simulation.texts.ipynb #f5af230f
 WORDS = {lang: {"p": {i: parts(v) for i, v in PRODUCTS[lang].items()}, **{k: parts(v) for k, v in (PHRASES[lang] | TALK[lang]).items()}} for lang in PRODUCTS}
 
-
+# %% ../../nbs/lib/206_simulation.texts.ipynb #d43129b0
 def one_text(u: np.ndarray, language: str, industry: str, positive: bool) -> str:
     "The text that eight numbers of [0, 1) choose, for a language, an industry and a sentiment."
     words, mine, other = WORDS[language], ("good", "happy") if positive else ("bad", "sad"), "bad" if positive else "good"
