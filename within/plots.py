@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'PHASE_COLOURS', 'png', 'blank', 'finished', 'forest', 'drift_forest',
-           'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement']
+           'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement', 'shadow_picture',
+           'experiment_picture', 'rollout_picture', 'daily_picture']
 
 # %% ../nbs/lib/708_plots.ipynb #01a2d1e2
 import io
@@ -150,3 +151,30 @@ def agreement(live: Sequence[float], shadow: Sequence[float], unit: str = "point
     both = [float(min(live.min(), shadow.min())), float(max(live.max(), shadow.max()))]
     axes.plot(both, both, color=GREY, linestyle="--", linewidth=1)
     return figure
+
+# %% ../nbs/lib/708_plots.ipynb #d84bc955
+def shadow_picture(report: Any, unit: str = "points") -> Any:
+    "The agreement of a shadow's answers with the live ones; a sentence while there are none."
+    sample = getattr(report, "sample", None)
+    return agreement(sample["live"], sample["shadow"], unit) if sample is not None and len(sample) else "no pairs of answers yet"
+
+
+def experiment_picture(result: Any) -> Any:
+    "The effect on the primary metric with its confidence sequence; a sentence while it runs."
+    if getattr(result, "effect", None) is None or not result.interval: return "no effect can be drawn yet"
+    return forest([("treatment − control", *(100 * v for v in (result.effect, *result.interval)))], "difference in the primary metric (percentage points)", threshold=0)
+
+
+def rollout_picture(history: pd.DataFrame # columns at and percentage, one row a step
+                    ) -> Any:
+    "The share of users that a rollout gave over time; a sentence before its first step."
+    return steps(history["at"], history["percentage"], "share of users (%)") if len(history) else "no step yet"
+
+
+def daily_picture(rows: pd.DataFrame, # columns at and one more
+                  column: str, y: str) -> Any:
+    "The daily mean of a column; a sentence while there are no rows."
+    known = rows.dropna(subset=[column])
+    if known.empty: return "no rows yet"
+    by_day = known.groupby(known["at"].dt.floor("D"))[column].mean()
+    return lines({y: by_day.to_numpy()}, "day", y, over=list(by_day.index))

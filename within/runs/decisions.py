@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['trigger_decision', 'prepared_decision', 'search_decision', 'trained_decision', 'figures_with_intervals',
-           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'NotYet', 'due',
-           'waiting', 'status_phase', 'served_decision', 'experiment_decision', 'monitored_decision']
+           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'approval_of',
+           'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
+           'experiment_decision', 'monitored_decision']
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #6e3ae76d
 from collections.abc import Callable, Iterable, Mapping
@@ -72,11 +73,12 @@ def evaluated_decision(test_eval: Any, comparison: Any) -> Decision:
     return Decision(comparison.verdict.phase, comparison.verdict.reason, evidence, outputs=outputs, verdicts=(comparison.verdict,))
 
 
-def registered_decision(info: Any, champion: str) -> Decision:
-    "From a `ModelInfo`; `champion` is the version it challenges, if any."
+def registered_decision(info: Any, champion: str, control_id: str = "") -> Decision:
+    "From a `ModelInfo`; `champion` is the version it challenges, `control_id` the baseline that stands in for one."
     evidence = {"model": info.id, "digest": info.digest, "metrics": info.metrics, "parameters": info.parameters, "labels": info.labels}
-    reason = f"registered as {info.id}, digest {info.digest[:12]}, challenging {champion or 'nothing: it is the first'}"
-    return Decision(Phase.PASSED, reason, evidence, outputs={"model_id": info.id, "version": info.version, "digest": info.digest, "champion": champion})
+    reason = f"registered as {info.id}, digest {info.digest[:12]}, challenging {champion or f'the baseline {control_id}'}"
+    outputs = {"model_id": info.id, "version": info.version, "digest": info.digest, "champion": champion, "control_id": control_id}
+    return Decision(Phase.PASSED, reason, evidence, outputs=outputs)
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #d79afbbe
 def validated_decision(result: Any) -> Decision:
@@ -88,16 +90,21 @@ def validated_decision(result: Any) -> Decision:
     return Decision(result.status, reason, {"suites": suites, "required": list(result.required), "rows": result.rows, "rows from": result.rows_from}, verdicts=result.verdicts)
 
 
-def review_decision(stage: Stage, model_id: str, evidence: Mapping) -> Decision:
-    "Passed, declined or waiting, from the last word about exactly these bytes."
+def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "") -> Decision:
+    "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one)."
     from within.ml.registry import ModelRegistry
-    said = ModelRegistry(stage.ctx).decision(model_id)
-    if said is None:
-        needs = f'within approve {stage.provenance.run or model_id} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
-        return Decision(Phase.WAITING, f"waiting for approval of {model_id}", dict(evidence), outputs={"model_id": model_id, "needs": needs})
-    given = {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}
-    verb, outcome = ("approved", Phase.PASSED) if said.approved else ("rejected", Phase.FAILED)
-    return Decision(outcome, f"{said.reviewer} {verb} {model_id}: {said.note}", {**evidence, "approval": given}, outputs={"model_id": model_id})
+    registry = ModelRegistry(stage.ctx)
+    said = {i: registry.decision(i) for i in (model_id, control_id) if i}
+    no, silent, outputs = [a for a in said.values() if a and not a.approved], [i for i, a in said.items() if a is None], {"model_id": model_id}
+    if no: return Decision(Phase.FAILED, f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}", {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
+    if silent:
+        needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
+        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), outputs={**outputs, "needs": needs})
+    yes = said[model_id]
+    return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
+
+
+def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #a73d796d
 @dataclass(frozen=True)
@@ -128,14 +135,34 @@ def served_decision(result: Any, reason: str, verdicts: Iterable[Verdict] = (), 
     if isinstance(result, NotYet): return waiting(result)
     found = tuple(verdicts) or tuple(getattr(result, "verdicts", ()))
     phase = status_phase(result.status)
-    return Decision(phase, reason or str(result.status), {"status": str(result.status)}, plain(dict(measured or {})), dict(outputs or {}), found)
+    return Decision(phase, reason or getattr(result, "reason", "") or str(result.status), {"status": str(result.status)}, plain(dict(measured or {})), dict(outputs or {}), found)
 
 
-def experiment_decision(result: Any, treatment: str) -> Decision:
-    "From an `ABTestResult`."
+def begun_decision(rollout: Any) -> Decision:
+    "From a `RolloutState` just begun: its first share is given, or it is over already."
+    live = rollout.phase in (Phase.RUNNING, Phase.PENDING, Phase.PASSED)
+    plan = f"then {rollout.increment:g} % more every {rollout.interval}, up to {rollout.max_percentage:g} %"
+    limits = [f"{t.metric} {t.direction} {t.threshold:g}" for t in rollout.triggers]
+    evidence = {"from": rollout.previous, "to": rollout.version, "plan": plan, "rolled back when": limits}
+    reason = f"{rollout.percentage:g} % of users have {rollout.version}; {plan}" if live else rollout.reason
+    return Decision(Phase.PASSED if live else Phase.FAILED, reason, evidence, outputs={"rollout_id": rollout.id})
+
+
+def finalized(deployer: Any, rollout_id: str, triggers: Iterable[Mapping]) -> Any:
+    "Take a rollout to its end and watch the deployment from then on; the deployment, or `NotYet`."
+    deployment = due(deployer.finalize_deployment, rollout_id=rollout_id, make_default=True)
+    if isinstance(deployment, NotYet) or deployment.status != "passed": return deployment
+    return deployer.configure_rollback_triggers(deployment_id=deployment.id, triggers=list(triggers))
+
+
+def experiment_decision(result: Any, treatment: str, approval: Any = None) -> Decision:
+    "From an `ABTestResult`; an approval given after an inconclusive end lets the run go on, with its note in the sentence."
     if isinstance(result, NotYet): return waiting(result)
     if result.status == "running": return waiting(NotYet(result.ends_at, result.reason))
     outcome = Phase.INCONCLUSIVE if result.winner is None else Phase.PASSED if result.winner == treatment else Phase.FAILED
+    if outcome is Phase.INCONCLUSIVE and approval is not None and iso(approval.at) >= result.ends_at:
+        return Decision(Phase.PASSED, f"inconclusive ({result.reason}), and {approval.reviewer} lets it go on: {approval.note}", {"winner": "none", "approval": approval_of(approval)},
+                        {}, {"experiment": result.name}, result.verdicts)
     measured = {"effect": result.effect, "interval": result.interval, "sample ratio p value": result.srm, "figures": result.metrics}
     return Decision(outcome, result.reason, {"winner": result.winner or "none"}, plain(measured), {"experiment": result.name}, result.verdicts)
 

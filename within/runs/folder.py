@@ -226,8 +226,8 @@ def product_digests(folder: RunFolder, stage: str) -> dict[str, str]:
 
 
 def published(ctx: Context, folder: RunFolder) -> dict[str, dict]:
-    "The newest ledger body of each stage of a run."
-    return {e.body["stage"]: e.body for e in entries(ctx, kind="decision", subject=folder.id)}
+    "The newest ledger body of each stage of a run, with its number in the ledger as `entry`."
+    return {e.body["stage"]: {**e.body, "entry": e.seq} for e in entries(ctx, kind="decision", subject=folder.id)}
 
 
 def is_done(folder: RunFolder, stage: str, body: Mapping | None) -> bool:

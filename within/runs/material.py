@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Periods', 'span', 'days_of', 'history_end', 'periods', 'split_outputs', 'open_parts', 'keep_model', 'open_model',
-           'release_version', 'champion_version', 'search_data', 'tuned_parameters', 'importance_of', 'with_errors',
-           'segment_errors', 'worst_errors', 'drift_page']
+           'release_version', 'champion_version', 'search_data', 'tuned_parameters', 'register_control',
+           'place_control', 'rollout_history', 'pass_days', 'importance_of', 'with_errors', 'segment_errors',
+           'worst_errors', 'drift_page']
 
 # %% ../../nbs/lib/717_runs.material.ipynb #2eadc9aa
 import os
@@ -123,6 +124,41 @@ def search_data(stage: Stage, rows: Any, most: int) -> dict:
 def tuned_parameters(stage: Stage) -> dict:
     "The policy's training parameters, with what the search found better."
     return {**stage.policy.training.parameters, **stage.decision("optimize").outputs.get("best_params", {})}
+
+# %% ../../nbs/lib/717_runs.material.ipynb #f218aa18
+def register_control(stage: Stage, info: Any, rows: Any) -> str:
+    "The id of the registered baseline when the model has no champion, else an empty text; the same bytes keep their version."
+    from within.ml.base import BaselineModel
+    from within.ml.registry import ModelRegistry
+    registry = ModelRegistry(stage.ctx)
+    if registry.champion(stage.model): return ""
+    model = BaselineModel({"kind": stage.policy.baseline}).fit(rows[[rows.target]], rows[rows.target])
+    kept = [v for v in registry.history(stage.model) if v.labels.get("control")]
+    about, labels = {**info.training_data_info}, {"control": stage.policy.baseline, "run": stage.provenance.run}
+    for v in reversed(kept):
+        if v.metrics.get("answer") == model.answer: return v.id
+    return registry.register_model(model, stage.model, f"0.{len(kept) + 1}.0", {"answer": model.answer}, about, model.get_parameters(), labels).id
+
+
+def place_control(stage: Stage, deployer: Any) -> Any:
+    "Put an approved control into production where nothing answers yet; the deployment, or a sentence that there is a champion."
+    control = stage.decision("register").outputs.get("control_id")
+    if not control: return f"{champion_version(stage)} answers in {stage.policy.release.environment}"
+    return deployer.deploy(model_id=control, environment=stage.policy.release.environment, deployment_strategy="blue_green")
+
+
+def rollout_history(ctx: Context, rollout_id: str) -> pd.DataFrame:
+    "The shares a rollout gave: at, percentage, reason, one row a change."
+    bodies = [r.body for r in ctx.store.history("rollout", rollout_id)]
+    rows = [{"at": pd.Timestamp(b["step_started_at"]), "percentage": b["percentage"], "reason": b["reason"]} for b in bodies if b.get("step_started_at")]
+    return pd.DataFrame(rows, columns=["at", "percentage", "reason"]).drop_duplicates(["at", "percentage"], ignore_index=True)
+
+
+def pass_days(ctx: Context, days: float) -> Any:
+    "On the replay clock, let days of recorded traffic go by; on the system clock nothing is waited for."
+    if not ctx.is_replay or days <= 0: return f"{ctx.now():%Y-%m-%d}: nothing is waited for"
+    from within.serving.replayer import Replayer
+    return Replayer(ctx).advance_to(ctx.now() + timedelta(days=days))
 
 # %% ../../nbs/lib/717_runs.material.ipynb #ab45cdff
 def importance_of(model: Any) -> dict[str, float]:

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'code_version', 'installed_packages', 'planned',
            'stage_values', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag', 'build_stage',
-           'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing', 'resume_command', 'outcome',
-           'remember', 'approval_notes', 'next_step_text', 'run_view', 'close', 'note_sweep', 'is_remembered',
-           'execute', 'keep_attempt', 'after_stage', 'supervised', 'step', 'walk', 'retrain']
+           'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing', 'looked_at_since',
+           'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text', 'run_view', 'close',
+           'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised', 'step', 'walk',
+           'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -29,7 +30,7 @@ from .. import __version__
 from ..clock import SystemClock, iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
-from ..ledger import append
+from ..ledger import append, entries
 from ..policies import models_configured, policy_digest
 from .folder import (PRODUCTS, RunFolder, copy_sources, file_digest, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
                                 product_digests, published, read_json, resolve_overrides, subject_name, sweep, write_json, write_text)
@@ -165,9 +166,12 @@ def publish_files(folder: RunFolder, stage: str) -> None:
 # %% ../../nbs/lib/725_runs.walk.ipynb #fd934063
 def load_dag() -> Any:
     "The DAG of the run folder that is the working folder, one process, no progress bars."
-    from ploomber.executors import Serial
-    from ploomber.spec import DAGSpec
-    dag = DAGSpec("pipeline.yaml").to_dag()
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # it warns that a run's folder lies inside a project, which is where it belongs
+        from ploomber.executors import Serial
+        from ploomber.spec import DAGSpec
+        dag = DAGSpec("pipeline.yaml").to_dag()
     dag.executor = Serial(build_in_subprocess=False, catch_warnings=False)
     for name in dag: dag[name].executor_params.update(progress_bar=False, cwd=str(Path.cwd()))
     return dag
@@ -237,9 +241,16 @@ def standing(ctx: Context, folder: RunFolder, until: str | None = None) -> tuple
         if not is_done(folder, stage, bodies.get(stage)): return done, None
         done.append(stage)
         decision = Decision.from_dict(bodies[stage])
+        if decision.outcome is Phase.INCONCLUSIVE and looked_at_since(ctx, bodies[stage]["entry"], bodies.get("register", {})): return done[:-1], None
         if not decision.passed: return done, outcome(folder, decision.outcome, stage, decision.reason)
         if stage == until and stage != want["stages"][-1]: return done, outcome(folder, Phase.PENDING, stage, resume_command(folder))
     return done, outcome(folder, Phase.PASSED, done[-1], decision.reason)
+
+
+def looked_at_since(ctx: Context, entry: int, registered: Mapping) -> bool:
+    "Whether a reviewer said something about the run's model after a ledger entry: an inconclusive stage then runs again."
+    model_id = registered.get("outputs", {}).get("model_id")
+    return model_id is not None and any(e.seq > entry for kind in ("approval", "rejection") for e in entries(ctx, kind, model_id))
 
 
 def resume_command(folder: RunFolder) -> str: return f"go on with: within retrain {folder.intention['model']} --run {folder.id}"
@@ -297,7 +308,7 @@ def close(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunOutcome:
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #f335a836
 SERVING_STAGES = ("stage", "shadow", "abtest", "rollout", "finalize", "monitor")
-Progress = Callable[[str, str, str, float], None]   # (event, stage, text, seconds); events: start, end, skip
+Progress = Callable[[str, str, str, float], None]   # (event, stage, text, seconds); events: run, start, end, skip
 
 
 def note_sweep(folder: RunFolder, stage: str) -> None:
@@ -375,6 +386,7 @@ def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Pr
     done, end = standing(ctx, folder, until)
     if end: return end if folder.report.is_file() and is_remembered(ctx, end) else close(ctx, folder, end)
     take_lock(folder.path / "kernel.lock", 10.0, f"the kernel of run {folder.id}").close()
+    progress("run", folder.id, str(folder.path), 0.0)
     for stage in done: progress("skip", stage, "done before", 0.0)
     todo, executed = folder.intention["stages"][len(done):], []
     for stage in todo: note_sweep(folder, stage)
