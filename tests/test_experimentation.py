@@ -15,6 +15,7 @@ from within.ml.models import AdScorePredictor
 from within.ml.registry import ModelRegistry
 from within.observations import PredictionLog
 from within.serving.routes import Shadow, Share, change, current
+from within.serving.supervisor import release
 from within.stats.intervals import proportion_interval
 from within.verdicts import Phase
 from within.windows import parse_duration
@@ -203,7 +204,8 @@ def test_two_weeks_pass_through_the_real_gateway(ctx):
     register(ctx)
     test = ab(ctx)
     test.start()
-    result = test.get_results()
+    try: result = test.get_results()
+    finally: release(ctx)
     assert ctx.now() == parse_time("2023-10-15") and result.status in ("completed", "inconclusive")
     assert result.srm > 0.001 and result.metrics["control"]["requests"] > 300 and result.metrics["treatment"]["outcomes"] > 200
     assert result.metrics["treatment"]["error_rate"] == 0 and result.metrics["treatment"]["latency_p95"] > 0

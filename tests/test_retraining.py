@@ -65,6 +65,16 @@ def test_another_dataset_has_no_champion_and_its_baseline_stands_in(ctx):
         evaluator.analyze_drift()
 
 
+def test_data_that_ended_long_ago_is_judged_at_its_own_end(ctx):
+    table = ctx.warehouse.raw("ads").filter(lambda t: t.created_at < "2022-09-01").to_pandas()
+    ctx.warehouse.write("old_ads", table, "all", replace(ctx.warehouse.info("ads"), name="old_ads", traffic=None))
+    evaluator = RetrainingEvaluator(MODEL, source="old_ads", ctx=ctx)
+    assert evaluator.analyze_volume().rows_now == len(table)
+    months = ("2022-05-01_to_2022-05-31", "2022-08-01_to_2022-08-31")
+    decision = evaluator.evaluate_retraining_need(evaluator.analyze_performance(evaluation_period=months[1]), evaluator.analyze_drift(*months))
+    assert decision.should_retrain and decision.expected_improvement.rows > 100
+
+
 def test_a_window_without_outcomes_is_undecided_and_not_healthy(evaluator):
     performance = evaluator.analyze_performance("2.1.0", "2021-01-01_to_2021-01-31")
     assert performance.rows == 0 and performance.verdict.phase is Phase.INCONCLUSIVE

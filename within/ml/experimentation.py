@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRIMARY', 'GUARDRAILS', 'SRM_ALARM', 'Variant', 'Metric', 'read_parts', 'checked_variants', 'checked_metrics',
-           'model_of', 'arms', 'ShareFigure', 'share_of', 'share_difference', 'points', 'primary_verdict',
+           'model_of', 'arms', 'ShareFigure', 'share_of', 'share_difference', 'points', 'share', 'primary_verdict',
            'rollback_limit', 'share_guardrail', 'latency_guardrail', 'unmeasured', 'metric_verdict', 'ratio_verdict',
            'concluded', 'ABTestResult', 'figures_of', 'compared', 'specification', 'begin', 'end_route', 'finish',
            'ABTest', 'analyze', 'analyze_summaries']
@@ -148,14 +148,17 @@ def share_difference(new: ShareFigure, old: ShareFigure, alpha: float) -> tuple[
     return new.value - old.value, *mean_difference_confseq(new.units, new.value, new.variance, old.units, old.value, old.variance, alpha)
 
 # %% ../../nbs/lib/520_ml.experimentation.ipynb #28e9ab75
-def points(value: float) -> str: return "?" if not math.isfinite(value) else f"{value * 100:+.2f}"
+def points(value: float) -> str: return "unknown" if not math.isfinite(value) else f"{value * 100:+.2f}"
+
+
+def share(value: float) -> str: return "unknown" if not math.isfinite(value) else f"{value:.4f}"
 
 
 def primary_verdict(metric: str, name: str, new: ShareFigure, old: ShareFigure, alpha: float) -> Verdict:
     "Whether a variant's share is above the control's; figures in points (0..1)."
     effect, low, high = share_difference(new, old, alpha)
     phase, word = (Phase.PASSED, "better") if low > 0 else (Phase.FAILED, "worse") if high < 0 else (Phase.INCONCLUSIVE, "neither shown better nor worse")
-    reason = (f"{metric} of {name} is {new.value:.4f} against {old.value:.4f}: {points(effect)} points ({points(low)} to {points(high)}, "
+    reason = (f"{metric} of {name} is {share(new.value)} against {share(old.value)}: {points(effect)} points ({points(low)} to {points(high)}, "
               f"{new.rows:,} and {old.rows:,} known outcomes of {new.units:,} and {old.units:,} units), {word} than the control (threshold 0)")
     return Verdict(f"primary.{metric}", phase, reason, effect, low, high, 0.0, new.rows + old.rows)
 
@@ -173,7 +176,7 @@ def share_guardrail(metric: str, name: str, new: ShareFigure, old: ShareFigure, 
     least, most = sorted((sign * low, sign * high))      # how much worse, at best and at worst
     phase = Phase.PASSED if most <= margin else Phase.FAILED if least > margin else Phase.INCONCLUSIVE
     word = {Phase.PASSED: "not worse by more than", Phase.FAILED: "worse by more than", Phase.INCONCLUSIVE: "not shown to be worse by no more than"}[phase]
-    reason = (f"{metric} of {name} is {new.value:.4f} against {old.value:.4f}: {points(effect)} points ({points(low)} to {points(high)}, "
+    reason = (f"{metric} of {name} is {share(new.value)} against {share(old.value)}: {points(effect)} points ({points(low)} to {points(high)}, "
               f"{new.rows:,} and {old.rows:,} rows), {word} the allowed {margin * 100:.2f} points")
     return Verdict(f"guardrail.{metric}", phase, reason, effect, low, high, sign * margin, new.rows + old.rows)
 
@@ -256,6 +259,8 @@ class ABTestResult(Record):
     started_at: str = ""
     ends_at: str = ""
     looked_at: str = ""
+
+    def __str__(self) -> str: return f"{self.name}: {self.status}, {f'{self.winner} won' if self.winner else 'no winner'}; {self.reason}"
 
     @property
     def phase(self) -> Phase:
