@@ -25,8 +25,8 @@ def features_and_target(rows: Any, # a split or a frame
                         what: str = "training" # for the message
                         ) -> tuple[pd.DataFrame, pd.Series]:
     "The features as a frame and the target as a series; `InvalidInput` names what is missing."
-    features = list(features)
-    if isinstance(features, str) or not features or not all(isinstance(f, str) for f in features):
+    features = [] if isinstance(features, str) else list(features)
+    if not features or not all(isinstance(f, str) for f in features):
         raise InvalidInput("features must be a list with at least one column name")
     if target in features: raise InvalidInput(f"the target {target!r} is among the features; a model that reads its answer learns nothing")
     if len(set(features)) < len(features):

@@ -66,7 +66,7 @@ def boosted(x: np.ndarray, y: np.ndarray, # float32 (n, k) and float64 (n,)
     parts, watch = [(train, "train")], [rounds_watcher(progress)] if progress else []
     if validation is not None:
         parts.append((xgboost.QuantileDMatrix(*validation, max_bin=config["max_bin"], ref=train, nthread=parameters["nthread"], **shape), "validation"))
-        if early_stopping_rounds: watch.append(xgboost.callback.EarlyStopping(early_stopping_rounds, data_name="validation"))
+        if early_stopping_rounds: watch.append(xgboost.callback.EarlyStopping(rounds=early_stopping_rounds, data_name="validation"))
     elif early_stopping_rounds: raise InvalidInput("early stopping needs validation rows; give validation=(x, y) or early_stopping_rounds=None")
     curve: dict = {}
     watched = parts if validation is not None or progress else []
@@ -89,6 +89,7 @@ class TreeLearner(Model):
         if self.config["architecture"] != "gradient_boosting":
             raise NotBuilt(f"not built yet: the architecture {self.config['architecture']!r}; use 'gradient_boosting'")
         self.booster, self.curve, self.best_iteration = None, {}, None
+        self._parallel: bool | None = None
 
     def fit(self, x: pd.DataFrame, y, validation: tuple | None = None, early_stopping_rounds: int | None = None, progress: Callable | None = None) -> Self:
         "Learn; outcomes missing, constant or out of bounds are `InvalidInput`."
@@ -102,12 +103,16 @@ class TreeLearner(Model):
         rows = matrix(x, signature)
         self.booster, self.curve, self.best_iteration = boosted(rows, values, signature, self.config, self.objective, held, early_stopping_rounds, progress)
         self.signature, self.target, self._encode = signature, str(getattr(y, "name", None) or "target"), None
+        self._parallel = None
         self.target_mean = float(values.mean())
         return self
 
-    def answers(self, rows: np.ndarray) -> np.ndarray:
-        "Answers for an encoded matrix, within bounds, float64."
+    def answers(self, rows: np.ndarray, parallel: bool = True) -> np.ndarray:
+        "Answers for an encoded matrix, within bounds, float64; a few rows are answered faster by one thread."
         if not len(rows): return np.empty(0)
+        if self._parallel is not parallel:
+            self.booster.set_param({"nthread": threads(self.config["nthread"]) if parallel else 1})
+            self._parallel = parallel
         out = self.booster.inplace_predict(rows, validate_features=False).astype(np.float64)
         return out if self.bounds == (None, None) else np.clip(out, *self.bounds)
 
@@ -119,7 +124,7 @@ class TreeLearner(Model):
         if self._encode is None:
             self.require_fitted()
             self._encode = RecordEncoder(self.signature)
-        return self.answers(self._encode(records)).tolist()
+        return self.answers(self._encode(records), parallel=len(records) > 512).tolist()
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #089e72bb
 class TreeModel(TreeLearner):
@@ -155,4 +160,3 @@ class TreeModel(TreeLearner):
         except xgboost.core.XGBoostError as e: raise InvalidInput(f"model.ubj cannot be read: {str(e).strip().splitlines()[0]}") from None
         if self.booster.num_features() != len(self.signature):
             raise InvalidInput(f"model.ubj reads {self.booster.num_features()} features, its signature has {len(self.signature)}")
-        self.booster.set_param({"nthread": threads()})

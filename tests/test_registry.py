@@ -1,0 +1,176 @@
+"""The registry with races, kills half-way, damage and hostile names."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from mlflow_tables import with_tables
+
+from within import ledger
+from within.clock import FrozenClock, parse_time
+from within.context import Context
+from within.errors import Conflict, DigestMismatch, InvalidInput, NotApproved, UnknownModel, UnknownModelVersion
+from within.ml.ad_score import AdScorePredictor
+from within.ml.base import folder_digest
+from within.ml.registry import ModelRegistry
+
+ROWS = pd.DataFrame({"ctr": range(40)})
+
+
+def small(trees: int = 3) -> AdScorePredictor: return AdScorePredictor({"n_estimators": trees, "nthread": 1}).fit(ROWS, pd.Series(range(40), name="score"))
+
+
+def opened(home, **more) -> Context: return Context.open(home=home, clock=FrozenClock(parse_time("2023-10-01")), user="ana", **more)
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch) -> ModelRegistry:
+    for name in ("MLFLOW_TRACKING_URI", "WITHIN_HOME"): monkeypatch.delenv(name, raising=False)
+    return ModelRegistry(opened(with_tables(tmp_path / "home")))
+
+
+@pytest.mark.parametrize("version", ["2.2", "v2.2.0", "2.2.0.0", "", None, 2, "2.2.0-rc1", "2.2.0 ", "2.2.0\n", "٢.٢.٠", "1.0.00", "9999999.0.0"])
+def test_versions_that_are_none(registry, version):
+    with pytest.raises(InvalidInput, match="three whole numbers"): registry.register_model(small(), "ads", version)
+
+
+@pytest.mark.parametrize("name", ["../ads", "a/b", "ads'; drop table versions; --", "<script>alert(1)</script>", "",
+                                  "a" * 101, "ads\n", "ads@1.0.0", "Ä", ".hidden", "-x", None])
+def test_names_that_are_hostile(registry, name):
+    with pytest.raises(InvalidInput, match="not allowed"): registry.register_model(small(), name, "1.0.0")
+    assert registry.names() == [] and not any(registry.ctx.path().rglob("*.ubj"))
+
+
+@pytest.mark.parametrize("facts", [{"metrics": {"rmse": float("nan")}}, {"metrics": {"rmse": "low"}}, {"metrics": [1]}, {"labels": "staging"},
+                                   {"training_data_info": {"x": "y" * 2_000_000}}])
+def test_facts_that_are_none(registry, facts):
+    with pytest.raises(InvalidInput): registry.register_model(small(), "ads", "1.0.0", **facts)
+
+
+def test_unfitted_and_foreign_models(registry):
+    with pytest.raises(InvalidInput, match="not been fitted"): registry.register_model(AdScorePredictor(), "ads", "1.0.0")
+    with pytest.raises(InvalidInput, match="only a within"): registry.register_model({"a": "model"}, "ads", "1.0.0")
+
+
+def test_a_version_keeps_its_bytes(registry):
+    first = registry.register_model(small(3), "ads", "1.0.0", metrics={"rmse": 2.0})
+    again = registry.register_model(small(3), "ads", "1.0.0", metrics={"rmse": 9.0})
+    assert again.metrics == {"rmse": 2.0} and first.digest == again.digest
+    with pytest.raises(Conflict, match="never reused"): registry.register_model(small(4), "ads", "1.0.0")
+    assert [i.version for i in registry.history("ads")] == ["1.0.0"] and len(ledger.entries(registry.ctx, "registration")) == 1
+    assert len(registry.tracking.client.search_model_versions("name='ads'")) == 1
+
+
+@pytest.mark.parametrize("dies_in", ["keep", "_claim", "_vouch"])
+def test_a_kill_half_way_loses_nothing(registry, monkeypatch, dies_in):
+    class Killed(BaseException): pass
+    def die(*_, **__): raise Killed
+    from within.ml.tracking import Tracking
+    with monkeypatch.context() as m:
+        m.setattr(Tracking if dies_in == "keep" else ModelRegistry, dies_in, die)
+        with pytest.raises(Killed): registry.register_model(small(), "ads", "1.0.0")
+    info = ModelRegistry(registry.ctx).register_model(small(), "ads", "1.0.0")
+    assert registry.load("ads", "1.0.0").predict(ROWS).tolist() == small().predict(ROWS).tolist() and registry.get(info.id) == info
+    assert len(ledger.entries(registry.ctx, "registration")) == 1 and len(registry.tracking.client.search_model_versions("name='ads'")) == 1
+    assert ledger.verify(registry.ctx).ok
+
+
+def compete(home: str, trees: int, answers) -> None:
+    try: answers.put((trees, ModelRegistry(opened(home)).register_model(small(trees), "ads", "1.0.0").digest))
+    except Conflict as e: answers.put((trees, str(e)))
+
+
+def test_two_processes_cannot_both_win(registry):
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    racers = [spawn.Process(target=compete, args=(str(registry.ctx.settings.home), trees, answers)) for trees in (3, 4)]
+    for r in racers: r.start()
+    said = dict(answers.get(timeout=120) for _ in racers)
+    for r in racers: r.join(30)
+    won = registry.get("ads", "1.0.0").digest
+    assert sorted("never reused" in s for s in said.values()) == [False, True] and won in said.values()
+
+
+def test_the_author_cannot_approve_and_a_note_is_needed(registry):
+    info = registry.register_model(small(), "ads", "1.0.0")
+    for reviewer in ("ana", " Ana "):
+        with pytest.raises(NotApproved, match="somebody else"): registry.approve(info.id, reviewer, "fine")
+    for reviewer, note in (("", "fine"), (None, "fine"), ("bo", ""), ("bo", "  "), ("b\0o", "fine")):
+        with pytest.raises(InvalidInput): registry.approve(info.id, reviewer, note)
+    with pytest.raises(UnknownModelVersion): registry.approve("ads@9.9.9", "bo", "fine")
+    with pytest.raises(UnknownModel): registry.approve("adz@1.0.0", "bo", "fine")
+    assert registry.approval(info.id) is None and not registry.get(info.id).approved
+
+
+def test_an_approval_is_bound_to_the_bytes(registry):
+    info = registry.register_model(small(), "ads", "1.0.0")
+    registry.approve(info.id, "bo@example.com", "read it")
+    assert registry.require_approval(info.id).digest == info.digest
+    row = registry.ctx.store.get("approval", info.id)
+    registry.ctx.store.put("approval", info.id, {**row.body, "digest": "0" * 64}, row.revision)
+    with pytest.raises(NotApproved): registry.require_approval(info.id)
+
+
+def test_the_last_word_counts(registry):
+    info = registry.register_model(small(), "ads", "1.0.0")
+    registry.approve(info.id, "bo", "yes")
+    registry.reject(info.id, "cy", "no: segments differ")
+    with pytest.raises(NotApproved, match="cy rejected it: no: segments differ"): registry.require_approval(info.id)
+    registry.approve(info.id, "bo", "they do not")
+    assert registry.get("ads", "1.0.0").approved
+    assert [e.kind for e in ledger.entries(registry.ctx, subject=info.id)] == ["registration", "approval", "rejection", "approval"]
+
+
+def test_aliases_move_and_are_remembered(registry):
+    for version, trees in (("1.0.0", 3), ("1.10.0", 4), ("1.9.0", 5)): registry.register_model(small(trees), "ads", version)
+    registry.set_alias("ads", "champion", "1.0.0")
+    registry.set_alias("ads", "champion", "1.10.0")
+    registry.set_alias("ads", "champion", "1.10.0")
+    assert registry.champion("ads").version == "1.10.0" and registry.next_version("ads") == "1.11.0"
+    assert [h["version"] for h in registry.ctx.store.alias_history("ads", "champion")] == ["1.0.0", "1.10.0"]
+    assert registry.tracking.client.get_model_version_by_alias("ads", "champion").tags["within.version"] == "1.10.0"
+    for wrong in ("v9", "latest", "a.b", "", None, "Champion"):
+        with pytest.raises(InvalidInput): registry.set_alias("ads", wrong, "1.0.0")
+    with pytest.raises(UnknownModelVersion): registry.set_alias("ads", "champion", "3.0.0")
+
+
+def test_an_alias_moves_although_mlflow_is_away(registry, monkeypatch):
+    registry.register_model(small(), "ads", "1.0.0")
+    def away(*_, **__): raise ConnectionError("no route to host")
+    monkeypatch.setattr("within.ml.tracking.Tracking.point", away)
+    registry.set_alias("ads", "champion", "1.0.0")
+    assert registry.champion("ads").version == "1.0.0"
+
+
+def test_damage_is_healed_from_the_other_copy_or_refused(registry):
+    registry.register_model(small(), "ads", "1.0.0")
+    place = registry.folder("ads", "1.0.0")
+    (place / "model.ubj").write_bytes(b"damaged")
+    assert folder_digest(registry.folder("ads", "1.0.0")) == registry.get("ads", "1.0.0").digest
+    for copy in registry.ctx.path().rglob("model.ubj"): copy.write_bytes(b"damaged")
+    with pytest.raises(DigestMismatch): registry.load("ads", "1.0.0")
+    with pytest.raises(DigestMismatch): registry.approve("ads@1.0.0", "bo", "fine")
+
+
+def test_attachments_are_vouched_for(registry):
+    info = registry.register_model(small(), "ads", "1.0.0")
+    path = registry.attach(info.id, "drift_reference.json", '{"a": 1}')
+    registry.attach(info.id, "drift_reference.json", b'{"a": 2}')
+    assert registry.attachment(info.id, "drift_reference.json").read_text() == '{"a": 2}' and registry.get(info.id).digest == info.digest
+    assert registry.attachment(info.id, "nothing.json") is None and ledger.verify(registry.ctx).ok
+    with pytest.raises(InvalidInput): registry.attach(info.id, "../../evil", b"")
+    path.write_text("{}")
+    assert "drift_reference.json" in ledger.verify(registry.ctx).first_fault
+
+
+def test_loading_needs_no_mlflow(registry):
+    registry.register_model(small(), "ads", "1.0.0")
+    registry.set_alias("ads", "champion", "1.0.0")
+    code = ("import sys\nfrom within.ml.registry import ModelRegistry\nr = ModelRegistry()\n"
+            "assert r.load('ads', 'champion').predict_records([{'ctr': 3}])\nassert not {'mlflow', 'optuna', 'torch'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120,
+                   env={**os.environ, "WITHIN_HOME": str(registry.ctx.settings.home), "WITHIN_CLOCK": "system"})
