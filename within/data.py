@@ -7,7 +7,7 @@ __all__ = ['SUSPICIOUS', 'matches', 'choose_features', 'pattern_list', 'is_float
            'bad_target', 'instant', 'in_window', 'enough_rows', 'Roles', 'needed', 'roles_for', 'cleaned', 'batches_of',
            'scratch', 'DataPreparer', 'select_rows', 'select_features', 'replace_about', 'proof',
            'disjoint_and_complete', 'class_counts', 'same_mix', 'later', 'units_apart', 'proofs', 'leakage_hints',
-           'copied_rows', 'DataReport', 'duplicates', 'class_column', 'summary', 'unit_facts', 'report_on']
+           'sentences', 'copied_rows', 'DataReport', 'duplicates', 'class_column', 'summary', 'unit_facts', 'report_on']
 
 # %% ../nbs/lib/230_data.ipynb #8fa6b844
 import os
@@ -318,9 +318,14 @@ def leakage_hints(train: Split, test: Split, sample: int = 50_000) -> list[str]:
         if pd.api.types.is_numeric_dtype(values) and pd.api.types.is_numeric_dtype(target) and values.nunique() > 1:
             r = float(np.corrcoef(values.fillna(values.mean()).astype(float), target.astype(float))[0, 1]) if target.nunique() > 1 else 0.0
             if abs(r) > SUSPICIOUS: hints.append(f"{name} correlates {r:+.3f} with {train.target}: is it known before the outcome?")
-        elif not pd.api.types.is_numeric_dtype(values) and len(values) > 100 and values.nunique() > 0.5 * len(values):
+        elif not pd.api.types.is_numeric_dtype(values) and len(values) > 100 and values.nunique() > 0.5 * len(values) and not sentences(values):
             hints.append(f"{name} has {values.nunique():,} different values in {len(values):,} rows: an identifier is not a feature")
     return hints + copied_rows(few, test, sample)
+
+# %% ../nbs/lib/230_data.ipynb #85c63e80
+def sentences(values: pd.Series) -> bool:
+    "Whether most values are of three words or more."
+    return bool((values.astype("str").str.count(" ") >= 2).mean() > 0.5)
 
 # %% ../nbs/lib/230_data.ipynb #158a637d
 def copied_rows(train: Split, test: Split, sample: int) -> list[str]:
