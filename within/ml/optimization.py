@@ -242,7 +242,9 @@ def folds_of(rows: int, folds: int, seed: int, units: Any = None) -> np.ndarray:
 def cross_validated(model: type[Model], # a class from `within.ml.models`
                     base: Mapping | None = None, # settings that are not searched
                     folds: int = 5, metric: str = "rmse", # name from `ml.metrics`
-                    seed: int = 0, threshold: float = 50.0) -> Callable[[dict, Mapping], float]:
+                    seed: int = 0, threshold: float = 50.0,
+                    early_stopping_rounds: int | None = 20 # None: every fold boosts to the end
+                    ) -> Callable[[dict, Mapping], float]:
     "An evaluation function for data of `{'x': frame, 'y': series, 'unit': series or absent}`."
     if metric not in METRICS: raise unknown("metric", metric, METRICS)
 
@@ -251,8 +253,9 @@ def cross_validated(model: type[Model], # a class from `within.ml.models`
         x, y = data["x"], pd.Series(data["y"])
         fold, scores = folds_of(len(x), folds, seed, data.get("unit")), []
         for k in range(folds):
-            fitted = model(config={**(base or {}), **params}).fit(x[fold != k], y[fold != k])
-            scores.append(measure(y[fold == k], fitted.predict(x[fold == k]), [metric], threshold)[metric])
+            held = (x[fold == k], y[fold == k])
+            fitted = model(config={**(base or {}), **params}).fit(x[fold != k], y[fold != k], validation=held, early_stopping_rounds=early_stopping_rounds)
+            scores.append(measure(held[1], fitted.predict(held[0]), [metric], threshold)[metric])
             if trial is not None and k < folds - 1:
                 trial.report(float(np.mean(scores)), k)
                 if k and trial.should_prune(): raise optuna.TrialPruned()
