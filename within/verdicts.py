@@ -58,12 +58,13 @@ def plain(value: Any) -> Any:
 # %% ../nbs/lib/015_verdicts.ipynb #25d5ab40
 def shown(value: Any) -> str:
     "A value as short, escaped text for a table cell."
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0: value = value.item()  # a NumPy scalar
     if isinstance(value, bool) or value is None: return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float): return "–" if math.isnan(value) else f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:,.4g}"
     if isinstance(value, int): return f"{int(value):,}"
     if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M} UTC"
     if isinstance(value, Mapping): text = ", ".join(f"{k} {shown(v)}" for k, v in value.items())
-    elif isinstance(value, (list, tuple)): text = ", ".join(shown(v) for v in value)
+    elif isinstance(value, (list, tuple)) or hasattr(value, "tolist"): text = ", ".join(shown(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
     elif isinstance(value, Enum): text = str(value.value)
     else: return html.escape(str(value)).replace("|", "&#124;").replace("\n", " ")
     return text if len(text) <= 300 else text[:297] + "…"
@@ -76,7 +77,8 @@ class Record:
 
     def _repr_markdown_(self) -> str:
         rows = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.repr]
-        lines = [f"| {n.replace('_', ' ')} | {shown(v)} |" for n, v in rows if v not in (None, "", (), {}) or isinstance(v, bool)]
+        empty = [v is None or (isinstance(v, (str, tuple, list, Mapping)) and not v) for _, v in rows]
+        lines = [f"| {n.replace('_', ' ')} | {shown(v)} |" for (n, v), nothing in zip(rows, empty, strict=True) if not nothing]
         return "\n".join([f"**{type(self).__name__}**", "", "| | |", "| --- | --- |", *lines])
 
 # %% ../nbs/lib/015_verdicts.ipynb #1450cefb
