@@ -39,11 +39,11 @@ $(PACKAGES): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "within needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "set-up: $$(grep -c == requirements.lock) packages into $(VENV) (a few minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@rm -f $(VENV)/.stamp-*; touch $@
 
 $(PROJECT): pyproject.toml | $(PACKAGES)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@rm -f $(VENV)/.project-*; touch $@
 
 run: setup ## one retraining of ad_score_predictor, start to finish, weeks replayed in minutes; ends with the report's path

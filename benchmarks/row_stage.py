@@ -29,14 +29,14 @@ def row() -> Row:
     import matplotlib
     matplotlib.use("agg")
     from benchmarks.harness import seconds
-    from within.runs import retrain
+    from within.runs.walk import retrain
     from within.world import bootstrap
 
     notebook = ROOT / "nbs" / "stages" / "s10_trigger.ipynb"
     through, alone = [], []
     with place():
-        bootstrap("2023-10-01", scale=0.05)
-        for turn in range(4):
+        bootstrap("2023-10-01", scale=0.02)
+        for turn in range(3):
             took: dict[str, float] = {}
             retrain("ad_score_predictor", until="trigger", progress=lambda event, stage, text, s, took=took: took.update({event: s}))
 
