@@ -25,7 +25,7 @@ from ..policies import load_environments
 from ..serving.replayer import Replayer
 from ..serving.routes import Route, Shadow, Share, change, current
 from ..serving.supervisor import gateway_url, memory_bytes
-from ..verdicts import Decision, Phase, Record, plain
+from ..verdicts import Decision, Phase, Record, plain, worst
 from ..windows import parse_duration
 from .integration import IntegrationResult, run_suite
 from .rollouts import Action, Observation, RolloutState, Step, Trigger, judge, next_step, triggers_from
@@ -416,6 +416,6 @@ def check_triggers(ctx: Context, deployment_id: str) -> Decision:
     seen = {o.metric: o for o in observe(ctx, found.environment, found.model, found.version, found.triggers, found.triggers_since)}
     verdicts = tuple(judge(t, seen.get(t.metric), policy.release.rollout.minimum_requests, policy.alpha) for t in found.triggers)
     tripped = [v for v in verdicts if v.phase is Phase.FAILED]
-    if not tripped: return Decision(Phase.PASSED, "no trigger tripped", verdicts=verdicts)
+    if not tripped: return Decision(phase := worst(*(v.phase for v in verdicts)), next(v.reason for v in verdicts if v.phase is phase), verdicts=verdicts)
     back = roll_back(ctx, found.id, tripped[0].reason)
     return Decision(Phase.FAILED, f"rolled back to {back.target_version}: {tripped[0].reason}", outputs={"rollback": plain(back)}, verdicts=verdicts)

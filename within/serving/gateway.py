@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUCKETS_MS', 'MOST_WAITING', 'Metrics', 'Answering', 'Predictor', 'copy_to_shadows', 'Door', 'infer_answer',
            'invocations_answer', 'describe', 'standing', 'read_body', 'respond', 'Gateway', 'find_route', 'look_up',
-           'take_feedback', 'follow', 'main']
+           'take_feedback', 'when_started', 'look', 'follow', 'main']
 
 # %% ../../nbs/lib/450_serving.gateway.ipynb #8f225d83
 import argparse
@@ -259,6 +259,7 @@ class Gateway:
             kind = (await receive())["type"]
             if kind == "lifespan.startup":
                 self.predictor, self.door = Predictor(self.ctx, self.environment), Door(self.ctx)
+                await look(self)
                 self._following = asyncio.create_task(follow(self))
                 self._started()
             else:
@@ -285,7 +286,7 @@ class Gateway:
         "Read, check, predict, log; raises `Refused`, with 503 when not even the default answers."
         at = self.door.time(headers)
         asked = read(await read_body(receive))
-        followed = self.followed(model or asked.model)
+        followed = await when_started(self, model or asked.model)
         check_records(asked.records, followed.kinds)
         answering = self.predictor.answer(followed, asked, at)
         await answering.future
@@ -341,15 +342,30 @@ def take_feedback(gateway: Gateway, at: str, body: bytes) -> dict:
     return {"accepted": len(found)}
 
 
+async def when_started(gateway: Gateway, model: str | None, seconds: float = 5.0) -> Followed:
+    "The followed route; waits a little for hosts that are just coming up. Raises `Refused` (400, 404, 503)."
+    for _ in range(int(seconds / 0.02)):
+        try: return gateway.followed(model)
+        except Refused as e:
+            if e.status != 503: raise
+        await asyncio.sleep(0.02)
+    return gateway.followed(model)
+
+
+async def look(gateway: Gateway) -> None:
+    "Look at the store once."
+    stored = await asyncio.to_thread(routes, gateway.ctx, gateway.environment)
+    if gateway.door.replay: await asyncio.to_thread(gateway.door.look)
+    at = gateway.door.time({})
+    gateway.predictor.follower.look([trimmed(r, at) for r in stored], asyncio.get_running_loop().time())
+
+
 async def follow(gateway: Gateway, every: float = 0.1) -> None: # seconds between looks
     "Look at the store again and again; an unreachable store leaves everything as it is."
-    loop, said = asyncio.get_running_loop(), None
+    said = None
     while True:
         try:
-            stored = await asyncio.to_thread(routes, gateway.ctx, gateway.environment)
-            if gateway.door.replay: await asyncio.to_thread(gateway.door.look)
-            at = gateway.door.time({})
-            gateway.predictor.follower.look([trimmed(r, at) for r in stored], loop.time())
+            await look(gateway)
             said = None
         except Exception as e:  # whatever it is: keep serving what is followed, and say it once
             if said != str(e): print(f"cannot follow the routes: {e}", flush=True)

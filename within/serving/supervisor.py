@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['child_environment', 'open_log', 'Child', 'needed', 'listening_socket', 'memory_bytes', 'resident_bytes', 'answers',
            'Supervisor', 'memory_bound', 'Holders', 'supervise', 'probe_always', 'main', 'Hold', 'connect', 'hold',
-           'last_lines', 'keep', 'release', 'gateway_url', 'status']
+           'last_lines', 'keep', 'ask_kept', 'release', 'gateway_url', 'status']
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #3415814c
 import argparse
@@ -114,7 +114,7 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError): return 0
 
 
-async def answers(path: Path, seconds: float = 5.0) -> bool:
+async def answers(path: Path, seconds: float = 3.0) -> bool:
     "Whether the host behind a socket answers a ping in time."
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_unix_connection(str(path)), seconds)
@@ -146,8 +146,9 @@ class Supervisor:
             place = host_socket(self.ctx.settings.home, model, version)
             self.hosts[model, version] = Child(self.ctx, f"host-{model}-{version}",
                                                ["within.serving.host", "--model", model, "--version", version, "--socket", str(place)])
+        unsettled = {m for m, v in versions if not self.up(m, v)}  # there the gateway still needs the hosts of before
         for key in set(self.hosts):
-            if key in versions: self._unneeded.pop(key, None)
+            if key in versions or key[0] in unsettled: self._unneeded.pop(key, None)
             elif now - self._unneeded.setdefault(key, now) > 3: self.close_host(key)
         for child in (*self.gateways.values(), *self.hosts.values()): child.tend(now)
 
@@ -156,6 +157,12 @@ class Supervisor:
         self._sockets[environment] = found = listening_socket(self.ctx, environment, port)
         argv = ["within.serving.gateway", "--environment", environment, "--fd", str(found.fileno())]
         self.gateways[environment] = Child(self.ctx, f"gateway-{environment}", argv, [found.fileno()])
+
+    def up(self, model: str, version: str) -> bool:
+        "Whether a host runs and has its socket; the socket of one that died is removed."
+        place, child = host_socket(self.ctx.settings.home, model, version), self.hosts.get((model, version))
+        if child is None or not child.running: place.unlink(missing_ok=True)
+        return place.exists()
 
     def close_host(self, key: tuple[str, str]) -> None:
         self._unneeded.pop(key, None)
@@ -371,6 +378,15 @@ def keep(ctx: Context) -> Hold:
     return _KEPT[key]
 
 
+def ask_kept(ctx: Context, wish: Mapping) -> dict:
+    "Ask the home's supervisor; once more when it died while being asked."
+    held = keep(ctx)
+    try: return held.ask(wish)
+    except ServingError:
+        if held.alive: raise
+        return keep(ctx).ask(wish)
+
+
 def release(home: Context | Path) -> None:
     "Let go of what `gateway_url` held for this process; `home` is a context or its home."
     if found := _KEPT.pop(str(home.settings.home if isinstance(home, Context) else home), None): found.close()
@@ -383,7 +399,7 @@ def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configur
                 ready: bool = True, # wait until the routed default versions answer
                 seconds: float = 60.0) -> str:
     "The address of the environment's gateway, started when it is not running; raises `ServingError` with the reason."
-    keep(ctx).ask({"want": checked_name("environment", environment), "port": port})
+    ask_kept(ctx, {"want": checked_name("environment", environment), "port": port})
     until, said = time.monotonic() + seconds, "it has not published an address"
     while time.monotonic() < until:
         if place := published(ctx.settings, environment):
@@ -393,7 +409,7 @@ def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configur
                 said, routed = f"its hosts do not answer: {answer['routes']}", {r.model for r in routes(ctx, environment)}
                 if not ready or (answer["ready"] and routed <= set(answer["routes"])): return place["url"]
         time.sleep(0.03)
-    failing = [h["name"] for h in keep(ctx).ask({}).get("hosts", []) if h["failures"]] or [f"gateway-{environment}"]
+    failing = [h["name"] for h in ask_kept(ctx, {}).get("hosts", []) if h["failures"]] or [f"gateway-{environment}"]
     raise ServingError(f"the gateway of {environment} is not ready after {seconds:g} s: {said}; {failing[0]}: {last_lines(ctx, failing[0])}")
 
 
