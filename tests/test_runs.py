@@ -26,7 +26,8 @@ ROOT = project_root(Path(__file__).parent)
 OPEN = ("stage = open_stage('{name}', run=run, model=model, source=source, upstream=upstream, product=product, params=dict({params}))\n"
         "home = stage.ctx.settings.home")
 STAGES = {
-    "trigger": ("upstream = None", "ask = 1  # int, what to ask", "stage.conclude(Decision('passed', f'asked {ask}', evidence={'answer': 42}, outputs={'n': ask}))"),
+    "trigger": ("upstream = None", "ask = 1  # int, what to ask",
+                "stage.conclude(Decision('passed', f'asked {ask}', evidence={'answer': 42}, outputs={'n': ask}))"),
     "prepare": ("upstream = ['trigger']", "mode = ''  # str, how to end",
                 "(home / 'touched').open('a').write('x')\n"
                 "assert not (home / 'break').exists(), 'broken on purpose'\n"
@@ -39,12 +40,14 @@ STAGES = {
 
 def write_notebook(path, name, upstream, param, body):
     names = {p.partition(" ")[0]: p.partition(" ")[0] for p in [param]}
-    cells = [("markdown", f"# {name}\n> Does {name} work?", None), ("code", "import time\nfrom within.runs import open_stage\nfrom within.verdicts import Decision", None),
-             ("code", f"{upstream}\nproduct = None\nrun = ''  # str, run\nmodel = 'ad_score_predictor'  # str, model\nsource = ''  # str, dataset\n{param}", "parameters"),
+    parameters = f"{upstream}\nproduct = None\nrun = ''  # str, run\nmodel = 'ad_score_predictor'  # str, model\nsource = ''  # str, dataset\n{param}"
+    cells = [("markdown", f"# {name}\n> Does {name} work?", None),
+             ("code", "import time\nfrom within.runs import open_stage\nfrom within.verdicts import Decision", None), ("code", parameters, "parameters"),
              ("code", OPEN.format(name=name, params=", ".join(f"{n}={n}" for n in names)), None), ("code", body, None)]
-    write_json(path, {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}, "cells": [
-        {"cell_type": kind, "id": f"c{i}", "metadata": {"tags": [tag]} if tag else {}, "source": text, **({"outputs": [], "execution_count": None} if kind == "code" else {})}
-        for i, (kind, text, tag) in enumerate(cells)]})
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    made = [{"cell_type": kind, "id": f"c{i}", "metadata": {"tags": [tag]} if tag else {}, "source": text,
+             **({"outputs": [], "execution_count": None} if kind == "code" else {})} for i, (kind, text, tag) in enumerate(cells)]
+    write_json(path, {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": made})
 
 
 @pytest.fixture
@@ -89,8 +92,9 @@ def test_passes_publishes_and_is_quick_the_second_time(project):
     assert "override: train.rounds = 7" in page and "trained &lt;b&gt;7&lt;/b&gt; trees" in page and "<b>7" not in page and "Does prepare work?" in page
     assert not Path("home/products").exists() and Path.cwd() == project and "WITHIN_ATTEMPT" not in os.environ
 
-    code = ("import sys, time, json; t = time.perf_counter(); from within.context import Context; from within.runs.walk import retrain;"
-            "r = retrain('ad_score_predictor', run='r1'); print(json.dumps([str(r.phase), list(r.executed), 'ploomber' in sys.modules, time.perf_counter() - t]))")
+    code = ("import sys, time, json; t = time.perf_counter(); from within.runs.walk import retrain;"
+            "r = retrain('ad_score_predictor', run='r1');"
+            "print(json.dumps([str(r.phase), list(r.executed), 'ploomber' in sys.modules, time.perf_counter() - t]))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
     phase, executed, ploomber, seconds = json.loads(out)
     assert (phase, executed, ploomber) == ("passed", [], False) and seconds < 6
@@ -100,7 +104,8 @@ def test_until_then_on(project):
     ctx = context(project)
     stopped = retrain("ad_score_predictor", run="r1", until="prepare", ctx=ctx)
     assert (stopped.phase, stopped.exit_code, stopped.executed) == (Phase.PENDING, 0, ("trigger", "prepare"))
-    write_notebook(project / "nbs/stages/s20_train.ipynb", "train", "upstream = ['prepare']", "rounds = 5  # int, trees", "raise RuntimeError('edited meanwhile')")
+    edited = "raise RuntimeError('edited meanwhile')"
+    write_notebook(project / "nbs/stages/s20_train.ipynb", "train", "upstream = ['prepare']", "rounds = 5  # int, trees", edited)
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == ("train",)   # the run's own copy, not the edited one
     with pytest.raises(InvalidInput, match="keeps the parameters"): retrain("ad_score_predictor", run="r1", sets=["rounds=1"], ctx=ctx)
     with pytest.raises(InvalidInput, match="is of ad_score_predictor"): retrain("ad_sentiment_analyzer", run="r1", ctx=ctx)
@@ -134,7 +139,8 @@ def test_an_error_keeps_the_half_run_notebook(project):
     (ctx.settings.home / "break").touch()
     broken = retrain("ad_score_predictor", run="r1", ctx=ctx)
     folder = RunFolder(ctx.settings.home, "r1")
-    assert (broken.phase, broken.exit_code, broken.stage) == (Phase.ERROR, 1, "prepare") and "broken on purpose" in broken.reason and "attempts/1/prepare.ipynb" in broken.reason
+    assert (broken.phase, broken.exit_code, broken.stage) == (Phase.ERROR, 1, "prepare")
+    assert "broken on purpose" in broken.reason and "attempts/1/prepare.ipynb" in broken.reason
     assert 'href="attempts/1/prepare.ipynb"' in folder.report.read_text() and str(project) not in (folder.path / "attempts/1/prepare.ipynb").read_text()
     (ctx.settings.home / "break").unlink()
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == ("prepare", "train")
@@ -186,7 +192,12 @@ def test_killed_then_resumed_and_a_second_command_refused(project):
 
 def test_a_full_disk_is_an_error_and_resumes(project, monkeypatch):
     ctx, really = context(project), os.fsync
-    monkeypatch.setattr(run_folder.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")) if "attempt.json" in os.readlink(f"/proc/self/fd/{fd}") else really(fd))
+
+    def full_for_attempts(fd):
+        if "attempt.json" in os.readlink(f"/proc/self/fd/{fd}"): raise OSError(errno.ENOSPC, "No space left on device")
+        really(fd)
+
+    monkeypatch.setattr(run_folder.os, "fsync", full_for_attempts)
     full = retrain("ad_score_predictor", run="r1", ctx=ctx)
     assert (full.phase, full.exit_code) == (Phase.ERROR, 1) and "no space left" in full.reason
     monkeypatch.setattr(run_folder.os, "fsync", really)

@@ -21,7 +21,8 @@ from typer.core import TyperGroup
 from .errors import InvalidInput, WithinError, unknown
 
 # %% ../nbs/lib/790_cli.ipynb #df9482a1
-EPILOG = "Exit codes: 0 an answer, also when it is no · 1 an error · 2 a wrong argument · 75 waiting, try again later. Places come from WITHIN_* variables; see README.md."
+EPILOG = ("Exit codes: 0 an answer, also when it is no · 1 an error · 2 a wrong argument · 75 waiting, try again later. "
+          "Places come from WITHIN_* variables; see README.md.")
 
 
 def exit_code_of(error: BaseException) -> int: return 2 if isinstance(error, (InvalidInput, LookupError)) and isinstance(error, WithinError) else 1
@@ -90,7 +91,9 @@ def printed_progress() -> Any:
     console, live = Console(highlight=False, markup=False), {}
     def report(event: str, stage: str, text: str, seconds: float) -> None:
         if event == "run": console.print(f"run {stage}", soft_wrap=True)
-        if event == "start" and console.is_terminal: live["now"] = console.status(f"{stage} …"); live["now"].start()
+        if event == "start" and console.is_terminal:
+            live["now"] = console.status(f"{stage} …")
+            live["now"].start()
         if event == "end" and "now" in live: live.pop("now").stop()
         if event == "skip": console.print(f"· {stage:<9}           done before")
         if event == "end": console.print(stage_line(stage, text, seconds), soft_wrap=True)
@@ -159,7 +162,8 @@ def show(run: Annotated[str, typer.Argument(help="A run's id.")]) -> None:
     ctx = open_context()
     folder = find_run(ctx.settings.home, run)
     bodies, row = published(ctx, folder), ctx.store.get("run", run)
-    print_table(("stage", "outcome", "why"), [(s, bodies.get(s, {}).get("outcome", "not run"), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]])
+    rows = [(s, bodies.get(s, {}).get("outcome", "not run"), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
+    print_table(("stage", "outcome", "why"), rows)
     if row: typer.echo(f"{row.body['phase']} at {row.body['stage']}: {row.body['reason']}")
     for attempt in folder.attempts(): typer.echo(f"attempt {attempt.name}: {', '.join(sorted(p.name for p in attempt.iterdir()))}")
     typer.echo(f"report: {folder.report}")
@@ -169,7 +173,8 @@ def needs_of(ctx: Any) -> list[str]:
     "What a person has to do, one sentence each, most urgent first."
     alerts = [f"alert {r.id}: {r.body.get('verdict', {}).get('reason', 'open')}" for r in ctx.store.find("alert", phase="open")]
     found = [(r.id, r.body) for r in ctx.store.find("run")]
-    errors = [f"run {i} stopped with an error in {b['stage']}: look, then within retrain {b['model'].partition('__')[0]} --run {i}" for i, b in found if b["phase"] == "error"]
+    again = {i: f"within retrain {b['model'].partition('__')[0]} --run {i}" for i, b in found}
+    errors = [f"run {i} stopped with an error in {b['stage']}: look, then {again[i]}" for i, b in found if b["phase"] == "error"]
     unclear = [f"run {i} is inconclusive at {b['stage']}: {b['reason'][:150]}" for i, b in found if b["phase"] == "inconclusive"]
     approvals = [f"run {i} waits for a review: {b['needs']}" for i, b in found if b["phase"] == "waiting" and b["needs"]]
     return [*alerts, *approvals, *errors, *unclear]
@@ -234,7 +239,8 @@ def live_deployment(ctx: Any, model: str, environment: str) -> str:
     "The newest deployment that serves users of a model; raises for a model that is not deployed."
     rows = [r for r in ctx.store.find("deployment", environment=environment) if r.body.get("model") == model and r.body.get("strategy") != "shadow"]
     rows = [r for r in rows if not r.body.get("ended_at") and r.body.get("status") == "passed"] or rows
-    if not rows: raise unknown(f"deployed model in {environment}", model, {r.body.get("model", "") for r in ctx.store.find("deployment", environment=environment)})
+    known = {r.body.get("model", "") for r in ctx.store.find("deployment", environment=environment)}
+    if not rows: raise unknown(f"deployed model in {environment}", model, known)
     return rows[-1].id
 
 

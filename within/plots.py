@@ -30,7 +30,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def blank(x: str, y: str, height: float = 3.2, width: float = 7.6) -> tuple[Any, Any]:
+def blank(x: str, y: str, height: float = 3.1, width: float = 6.8) -> tuple[Any, Any]:
     "A figure and its axes, with the names (and units) of both axes; sizes in inches."
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
@@ -102,7 +102,8 @@ def bars(values: Mapping[str, float], x: str, most: int = 15) -> Any:
 def lines(curves: Mapping[str, Sequence[float]], x: str, y: str, mark: float | None = None, mark_name: str = "", over: Sequence | None = None) -> Any:
     "Curves by name over their position (counted from 1) or over given values; a mark is a vertical line."
     figure, axes = blank(x, y)
-    for (name, values), colour, style in zip(curves.items(), [BLUE, ORANGE, GREEN, "#785ef0", GREY], ["-", "--", "-.", ":", "-"], strict=False):
+    styles = zip((BLUE, ORANGE, GREEN, "#785ef0", GREY), ("-", "--", "-.", ":", "-"), strict=True)
+    for (name, values), (colour, style) in zip(curves.items(), styles, strict=False):
         at, dot = (over if over is not None else np.arange(1, len(values) + 1)), "o" if len(values) < 40 else None
         axes.plot(at, values, style, color=colour, linewidth=2, label=name, marker=dot, markersize=3.5)
     if mark is not None: axes.axvline(mark, color=GREY, linestyle="--", linewidth=1.2, label=mark_name)
@@ -162,7 +163,8 @@ def shadow_picture(report: Any, unit: str = "points") -> Any:
 def experiment_picture(result: Any) -> Any:
     "The effect on the primary metric with its confidence sequence; a sentence while it runs."
     if getattr(result, "effect", None) is None or not result.interval: return "no effect can be drawn yet"
-    return forest([("treatment − control", *(100 * v for v in (result.effect, *result.interval)))], "difference in the primary metric (percentage points)", threshold=0)
+    points = tuple(100 * v for v in (result.effect, *result.interval))
+    return forest([("treatment − control", *points)], "difference in the primary metric (percentage points)", threshold=0)
 
 
 def rollout_picture(history: pd.DataFrame # columns at and percentage, one row a step

@@ -29,21 +29,23 @@ def trigger_decision(stage: Stage, found: Any, override: str = "", pages: Mappin
     return Decision(outcome, reason, evidence, outputs=outputs, verdicts=found.triggers)
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #cbade227
-def prepared_decision(data: Any, report: Any, outputs: Mapping) -> Decision:
-    "From `TrainingData` and its `DataReport`."
+def prepared_decision(data: Any, report: Any, outputs: Mapping, whole: int = 0) -> Decision:
+    "From `TrainingData` and its `DataReport`; `whole` is the number of rows of a person's own source, of which the last fifth is kept as later traffic."
     verdicts = (data.enough, *report.proofs) if data.enough else tuple(report.proofs)
     bad = [v for v in verdicts if v.phase is not Phase.PASSED]
     evidence = {"rows": dict(report.samples), "classes": dict(report.class_distribution), "snapshot": data.snapshot, "window": f"{data.start} to {data.end}",
                 "features": len(data.features), "dropped": dict(data.dropped), "set aside": dict(data.set_aside), "problems": list(report.problems)}
     outcome = Phase.FAILED if any(v.phase is Phase.FAILED for v in bad) else worst(*(v.phase for v in verdicts))
-    reason = "; ".join(v.reason for v in bad) or data.enough.reason
+    also = f" (of the {whole:,} rows of {data.dataset}; those after the window are kept as its later traffic)" if whole else ""
+    reason = ("; ".join(v.reason for v in bad) or data.enough.reason) + also
     return Decision(outcome, reason, evidence, outputs={**outputs, "start": data.start, "end": data.end, "dataset": data.dataset}, verdicts=verdicts)
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #585db164
 def search_decision(result: Any, rows: int, folds: int) -> Decision:
     "From an `OptimizationResult`."
     chosen = ", ".join(f"{k} {v}" for k, v in result.best_params.items())
-    reason = f"best of {result.evaluations} of {result.points} settings by {result.metric} over {folds} folds of {rows:,} rows: {result.best_score:.4g} with {chosen}"
+    tried = f"best of {result.evaluations} of {result.points} settings by {result.metric} over {folds} folds of {rows:,} rows"
+    reason = f"{tried}: {result.best_score:.4g} with {chosen}"
     trials = [{k: t.get(k) for k in ("number", "params", "score", "state")} for t in result.trials]
     evidence = {"best parameters": result.best_params, "best score": result.best_score, "stopped": result.stopped, "trials": trials}
     measured = {"seconds of trials": round(sum(t.get("seconds") or 0 for t in result.trials), 1)}
@@ -54,7 +56,8 @@ def trained_decision(result: Any, outputs: Mapping) -> Decision:
     "From a `TrainingResult`; `outputs` is what `keep_model` returned."
     held = ", ".join(f"{k} {v:.4g}" for k, v in result.validation_metrics.items())
     rounds = f", best after {result.best_iteration} rounds" if result.best_iteration else ""
-    evidence = {"train": result.train_metrics, "validation": result.validation_metrics, "best iteration": result.best_iteration, "model digest": outputs["digest"]}
+    evidence = {"train": result.train_metrics, "validation": result.validation_metrics, "best iteration": result.best_iteration,
+                "model digest": outputs["digest"]}
     measured = {"training seconds": round(result.training_time, 2), "notes": list(result.notes)}
     return Decision(Phase.PASSED, f"on validation rows: {held}{rounds}", evidence, measured, dict(outputs))
 
@@ -67,7 +70,8 @@ def figures_with_intervals(evaluation: Any) -> dict[str, str]:
 
 def evaluated_decision(test_eval: Any, comparison: Any) -> Decision:
     "From an `Evaluation` and a `Comparison`."
-    evidence = {"rows": test_eval.rows, "new": figures_with_intervals(test_eval), "champion": {"version": comparison.champion, **figures_with_intervals(comparison.champion_metrics)},
+    old = {"version": comparison.champion, **figures_with_intervals(comparison.champion_metrics)}
+    evidence = {"rows": test_eval.rows, "new": figures_with_intervals(test_eval), "champion": old,
                 "improvement": f"{comparison.improvement_percentage:.2f} % ({comparison.low:.2f} to {comparison.high:.2f} %)", "notes": list(comparison.notes)}
     outputs = {"metrics": {**test_eval.metrics, "rows": test_eval.rows}, "improvement": comparison.improvement_percentage, "against": comparison.champion}
     return Decision(comparison.verdict.phase, comparison.verdict.reason, evidence, outputs=outputs, verdicts=(comparison.verdict,))
@@ -86,8 +90,10 @@ def validated_decision(result: Any) -> Decision:
     suites = {k: str(v) for k, v in result.suites.items()}
     open_ones = [k for k, v in suites.items() if v == "inconclusive" and k not in result.required]
     also = f"; could not be told: {', '.join(open_ones)}" if open_ones else ""
-    reason = (f"all required suites passed ({', '.join(result.required)}) on {result.rows:,} rows" if result.passed else "; ".join(result.failures)) + also
-    return Decision(result.status, reason, {"suites": suites, "required": list(result.required), "rows": result.rows, "rows from": result.rows_from}, verdicts=result.verdicts)
+    fine = f"all required suites passed ({', '.join(result.required)}) on {result.rows:,} rows"
+    reason = (fine if result.passed else "; ".join(result.failures)) + also
+    evidence = {"suites": suites, "required": list(result.required), "rows": result.rows, "rows from": result.rows_from}
+    return Decision(result.status, reason, evidence, verdicts=result.verdicts)
 
 
 def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "") -> Decision:
@@ -96,7 +102,9 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
     registry = ModelRegistry(stage.ctx)
     said = {i: registry.decision(i) for i in (model_id, control_id) if i}
     no, silent, outputs = [a for a in said.values() if a and not a.approved], [i for i, a in said.items() if a is None], {"model_id": model_id}
-    if no: return Decision(Phase.FAILED, f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}", {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
+    if no:
+        reason = f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}"
+        return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
     if silent:
         needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
         return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), outputs={**outputs, "needs": needs})
@@ -135,7 +143,8 @@ def served_decision(result: Any, reason: str, verdicts: Iterable[Verdict] = (), 
     if isinstance(result, NotYet): return waiting(result)
     found = tuple(verdicts) or tuple(getattr(result, "verdicts", ()))
     phase = status_phase(result.status)
-    return Decision(phase, reason or getattr(result, "reason", "") or str(result.status), {"status": str(result.status)}, plain(dict(measured or {})), dict(outputs or {}), found)
+    said = reason or getattr(result, "reason", "") or str(result.status)
+    return Decision(phase, said, {"status": str(result.status)}, plain(dict(measured or {})), dict(outputs or {}), found)
 
 
 def begun_decision(rollout: Any) -> Decision:
@@ -161,8 +170,8 @@ def experiment_decision(result: Any, treatment: str, approval: Any = None) -> De
     if result.status == "running": return waiting(NotYet(result.ends_at, result.reason))
     outcome = Phase.INCONCLUSIVE if result.winner is None else Phase.PASSED if result.winner == treatment else Phase.FAILED
     if outcome is Phase.INCONCLUSIVE and approval is not None and iso(approval.at) >= result.ends_at:
-        return Decision(Phase.PASSED, f"inconclusive ({result.reason}), and {approval.reviewer} lets it go on: {approval.note}", {"winner": "none", "approval": approval_of(approval)},
-                        {}, {"experiment": result.name}, result.verdicts)
+        reason = f"inconclusive ({result.reason}), and {approval.reviewer} lets it go on: {approval.note}"
+        return Decision(Phase.PASSED, reason, {"winner": "none", "approval": approval_of(approval)}, {}, {"experiment": result.name}, result.verdicts)
     measured = {"effect": result.effect, "interval": result.interval, "sample ratio p value": result.srm, "figures": result.metrics}
     return Decision(outcome, result.reason, {"winner": result.winner or "none"}, plain(measured), {"experiment": result.name}, result.verdicts)
 
@@ -170,5 +179,6 @@ def experiment_decision(result: Any, treatment: str, approval: Any = None) -> De
 def monitored_decision(status: Any) -> Decision:
     "From a `MonitorStatus`: watching is a yes, an open alert a no."
     outcome = {Phase.RUNNING: Phase.PASSED, Phase.WAITING: Phase.INCONCLUSIVE}.get(status.phase, status.phase)
-    measured = {"rows": status.rows, "alerts": list(status.alerts)}
-    return Decision(outcome, status.reason, {"monitor": status.id, "until": status.ends_at}, measured, {"monitor": status.id}, status.verdicts)
+    measured, reason = {"rows": status.rows, "alerts": list(status.alerts)}, status.reason
+    if outcome is Phase.PASSED: reason = f"{status.id} answers everybody, no alert is open, and it is watched until {status.ends_at[:10]}; so far: {reason}"
+    return Decision(outcome, reason, {"monitor": status.id, "until": status.ends_at}, measured, {"monitor": status.id}, status.verdicts)

@@ -136,7 +136,8 @@ def typed_value(text: str, parameter: Parameter) -> Any:
     value, wanted = yaml.safe_load(text), type(parameter.default)
     if wanted is float and type(value) is int: value = float(value)
     if parameter.default is not None and type(value) is not wanted:
-        raise InvalidInput(f"{parameter.name}={text!r} is not of type {wanted.__name__} ({parameter.meaning or 'see the notebook'}; default {parameter.default!r})")
+        hint = f"{parameter.meaning or 'see the notebook'}; default {parameter.default!r}"
+        raise InvalidInput(f"{parameter.name}={text!r} is not of type {wanted.__name__} ({hint})")
     return value
 
 

@@ -58,7 +58,8 @@ def sign_lock(file: Any, text: str) -> None:
 def check_attempt(folder: RunFolder) -> str:
     "The current attempt's token; raises `Conflict` when this process belongs to an earlier one."
     mine, current = os.environ.get("WITHIN_ATTEMPT", ""), folder.path / "attempt.json"
-    if mine and current.is_file() and (now := read_json(current)["token"]) != mine: raise Conflict(f"this kernel belongs to attempt {mine}; {folder.id} is at attempt {now}")
+    if mine and current.is_file() and (now := read_json(current)["token"]) != mine:
+        raise Conflict(f"this kernel belongs to attempt {mine}; {folder.id} is at attempt {now}")
     return mine
 
 
@@ -165,14 +166,15 @@ def open_stage(name: str,
     files = upstream_files(upstream, ctx.settings.home, model, source)
     stop_the_line(files, files)
     seen = {"run": run, "model": model, "source": source, **dict(params or {})}
-    return Stage(name, subject_name(model, source), ctx, policy, provenance(ctx, policy, name, model, source, folder), files, dict(product) if product else None, seen, folder)
+    came_from = provenance(ctx, policy, name, model, source, folder)
+    return Stage(name, subject_name(model, source), ctx, policy, came_from, files, dict(product) if product else None, seen, folder)
 
 # %% ../../nbs/lib/715_runs.stages.ipynb #4d5b56a8
 def conclude(stage: Stage, decision: Decision) -> Decision:
     "Leave the decision where the walker and later stages look for it; returns it, so that it is the cell's last value."
     if stage.by_hand: return decision
     if stage.folder: check_attempt(stage.folder)
-    body = {"stage": stage.name, "run": stage.params["run"], "model": stage.params["model"], "source": stage.params["source"], "params": stage.params,
+    body = {"stage": stage.name, **{k: stage.params[k] for k in ("run", "model", "source")}, "params": stage.params,
             "at": iso(stage.ctx.now()), "seconds": round(time.perf_counter() - stage.started, 3), "attempt": os.environ.get("WITHIN_ATTEMPT", ""),
             "provenance": stage.provenance, "decision": decision}
     place = Path(stage.product["decision"])
@@ -181,5 +183,7 @@ def conclude(stage: Stage, decision: Decision) -> Decision:
         if not stage.folder: raise StageNotReady(f"{stage.name} is waiting: {decision.reason}")
         return decision
     write_json(place, body)
-    if not stage.folder: append(stage.ctx, "decision", f"build:{stage.model}", {"stage": stage.name, "products": {"decision": file_digest(place)}, **decision.to_dict()})
+    if not stage.folder:
+        digests = {"decision": file_digest(place)}
+        append(stage.ctx, "decision", f"build:{stage.model}", {"stage": stage.name, "products": digests, **decision.to_dict()})
     return decision

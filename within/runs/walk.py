@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'code_version', 'installed_packages', 'planned',
-           'stage_values', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag', 'build_stage',
-           'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing', 'looked_at_since',
-           'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text', 'run_view', 'close',
-           'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised', 'step', 'walk',
-           'retrain']
+           'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag',
+           'build_stage', 'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing',
+           'looked_at_since', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text', 'run_view',
+           'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised', 'step',
+           'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,15 @@ class RunOutcome(Record):
     def exit_code(self) -> int: return EXIT_CODES[self.phase]
 
     @property
-    def headline(self) -> str:
-        "The verdict as a sentence."
+    def headline(self) -> str: return f"{self.verdict}: {self.reason}"
+
+    @property
+    def verdict(self) -> str:
+        "The verdict in a few words."
         how = {Phase.PASSED: "passed every stage", Phase.FAILED: f"declined at {self.stage}", Phase.WAITING: f"waiting at {self.stage}",
                Phase.INCONCLUSIVE: f"inconclusive at {self.stage}, a person must look", Phase.ERROR: f"error in {self.stage}",
                Phase.PENDING: f"stopped after {self.stage}, as asked"}
-        return f"{how.get(self.phase, str(self.phase))}: {self.reason}"
+        return how.get(self.phase, str(self.phase))
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #cd456ab2
 def code_version(root: Path) -> dict:
@@ -105,9 +109,18 @@ def stage_values(declared: Mapping, written: Mapping, overrides: Mapping, run_va
     return {**values, **{k: v for k, v in run_values.items() if k in values}}
 
 
+def start_replay(ctx: Context, source: str) -> None:
+    "In a home that is to replay and has no clock yet, let time begin on the day after a source's last row."
+    if not ctx.is_replay or ctx.store.clock_now() is not None: return
+    table, time = ctx.warehouse.raw(source), ctx.warehouse.info(source).time
+    last = parse_time(str(table[time].max().execute()))
+    ctx.store.clock_start(parse_time(last.date()) + timedelta(days=1))
+
+
 def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) -> RunFolder:
     "Make a run's folder with its copies and intention."
     home = ctx.settings.home
+    if plan["source"]: start_replay(ctx, plan["source"])
     final = RunFolder(home, run or new_run_id(subject_name(plan["model"], plan["source"]), ctx.now()))
     if final.path.exists(): raise Conflict(f"run {final.id} exists already")
     draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
@@ -275,7 +288,8 @@ def approval_notes(folder: RunFolder, bodies: Mapping) -> tuple[list[tuple], lis
     given = bodies.get("review", {}).get("evidence", {}).get("approval") or {}
     if not given: return [], []
     rows = [("approved by", f"{given.get('reviewer')}: {given.get('note') or 'no note'}")]
-    return rows, ["demo approval: given by the demonstration, not by a person"] if str(given.get("reviewer", "")).startswith("demo@") else []
+    demo = str(given.get("reviewer", "")).startswith("demo@")
+    return rows, ["demo approval: given by the demonstration, not by a person"] if demo else []
 
 
 def next_step_text(result: RunOutcome) -> str:
@@ -290,11 +304,13 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     want, bodies = folder.intention, published(ctx, folder)
     facts, notes = approval_notes(folder, bodies)
     code = f"within {want['code']['within']} {want['code']['commit'][:12]}{' (with uncommitted changes)' if want['code']['changed'] else ''}"
-    facts = [("started", parse_time(want["created_at"])), ("by", want["created_by"]), ("clock", want["clock"]), ("policy", want["policy"][:12]), ("code", code), *facts]
+    facts = [("started", parse_time(want["created_at"])), ("by", want["created_by"]), ("clock", want["clock"]), ("policy", want["policy"][:12]),
+             ("code", code), *facts]
     failed = {result.stage: result.reason} if result.phase is Phase.ERROR else {}
     views = tuple(stage_view(folder, s, is_done(folder, s, bodies.get(s)), failed.get(s, "")) for s in want["stages"])
     changed = tuple(f"{s}.{k} = {v}" for s, p in want["overrides"].items() for k, v in p.items() if k != "source")
-    return RunView(folder.id, want["model"], want["source"], str(result.phase), result.headline, next_step_text(result), tuple(facts), changed, tuple(notes), views)
+    said = (result.verdict, result.reason, next_step_text(result))
+    return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views)
 
 
 def close(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunOutcome:

@@ -1,0 +1,82 @@
+"""The `within` command as a person meets it: exit codes, sentences instead of tracebacks, and speed."""
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from within.settings import project_root
+
+ROOT = project_root(Path(__file__).parent)
+
+
+@pytest.fixture
+def within(tmp_path):
+    "Run the command in a fresh home."
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WITHIN_")} | {"WITHIN_HOME": str(tmp_path / "home"), "COLUMNS": "200"}
+
+    def call(*arguments, **more):
+        argv = [sys.executable, "-c", "from within.cli import main; main()", *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env={**env, **more}, timeout=120)
+
+    call.home = tmp_path / "home"
+    return call
+
+
+def test_help_is_quick_and_imports_nothing_heavy(within):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        shown = within("--help")
+        seconds.append(time.perf_counter() - start)
+    assert shown.returncode == 0 and all(c in shown.stdout for c in ("retrain", "runs", "show", "check", "approve", "reject", "status", "rollback", "ingest"))
+    assert statistics.median(seconds) <= 0.4 or os.getloadavg()[0] > 3, seconds
+    code = "import within.cli, sys; print([m for m in ('pandas', 'ploomber', 'mlflow', 'sqlalchemy', 'xgboost', 'rich.console') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (("retrain", "ad_score_predicter"), "did you mean 'ad_score_predictor'"),
+    (("retrain", "ad_score_predictor", "--set", "minimum_sample=1"), "did you mean 'minimum_samples'"),
+    (("retrain", "ad_score_predictor", "--set", "prepare.minimum_samples=few"), "not of type int"),
+    (("retrain", "ad_score_predictor", "--until", "shaddow"), "did you mean 'shadow'"),
+    (("retrain", "ad_score_predictor", "--run", "../../etc/x"), "is not a run id"),
+    (("retrain", "ad_score_predictor", "--run", "20231001-ad_score_predictor-ffff"), "unknown run"),
+    (("retrain", "ad_score_predictor", "--source", "upworthy"), "unknown source"),
+    (("show", "nothing"), "unknown run"),
+    (("approve", "ad_score_predictor@9.9.9", "--note", "x"), "unknown model"),
+    (("no-such-command",), "No such command"),
+])
+def test_a_wrong_argument_exits_2_with_a_sentence(within, arguments, says):
+    done = within(*arguments)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (within.home / "runs").exists()
+
+
+def test_a_fresh_home(within):
+    assert within("runs").stdout.startswith("no runs yet")
+    assert within("status").stdout.splitlines()[0] == "nothing needs a person now"
+    assert within("audit", "verify").returncode == 0
+    plan = within("retrain", "ad_score_predictor", "--set", "prepare.minimum_samples=1000", "--dry-run")
+    assert plan.returncode == 0 and "minimum_samples" in plan.stdout and "override" in plan.stdout and not (within.home / "runs").exists()
+
+
+def test_check_names_file_and_line(within, tmp_path):
+    fine = within("check")
+    assert fine.returncode == 0 and fine.stdout.startswith("in order"), fine.stdout
+    configs = tmp_path / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    policy = configs / "ad_score_predictor.yml"
+    policy.write_text(policy.read_text() + "\ntrigers: {js_divergence: 0.3}\n")
+    (configs / "policies.yml").write_text((configs / "policies.yml").read_text().replace("js_divergence: 0.2", "js_divergence: -0.2"))
+    wrong = within("check", WITHIN_CONFIGS=str(configs))
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
+    assert "ad_score_predictor.yml:" in wrong.stdout or "policies.yml:" in wrong.stdout, wrong.stdout
+
+
+def test_debug_shows_the_traceback(within):
+    assert "Traceback" in within("--debug", "retrain", "nobody").stderr
