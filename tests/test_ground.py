@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -36,12 +37,14 @@ def ground(tmp_path):
 
 # Windows and times
 
-@pytest.mark.parametrize("text", ["", "30d_last", "last_30_day", "2023-06-30_to_2023-06-01", "2023-13-01_to_2023-14-01", "-7d", "last_0_days", "'; drop table", "7D", None, 7])
+@pytest.mark.parametrize("text", [
+    "", "30d_last", "last_30_day", "2023-06-30_to_2023-06-01", "2023-13-01_to_2023-14-01", "-7d", "last_0_days", "'; drop table", "7D", None, 7,
+])
 def test_a_window_nobody_can_mean_is_refused(text):
     with pytest.raises(InvalidInput): parse_window(text, parse_time("2023-10-01"))
 
 
-@given(st.integers(1, 3000), st.datetimes(min_value=pd.Timestamp("2000-01-01").to_pydatetime(), max_value=pd.Timestamp("2100-01-01").to_pydatetime()))
+@given(st.integers(1, 3000), st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1)))
 def test_last_days_is_that_many_days_and_ends_at_midnight(days, now):
     w = parse_window(f"last_{days}_days", now)
     assert w.days == days and w.end <= parse_time(now) and iso(w.end).endswith("T00:00:00+00:00")
@@ -57,7 +60,8 @@ def test_durations_are_read_or_refused_never_half_read(text):
 
 def test_plain_survives_what_people_put_into_evidence():
     evil = {"frame": pd.Series([1.0, float("nan")]).to_numpy(), "when": pd.Timestamp("2023-10-01", tz="UTC"), 3: {"set"}, "inf": float("inf"), "html": "<b>"}
-    assert json.loads(json.dumps(plain(evil), allow_nan=False)) == {"frame": [1.0, None], "when": "2023-10-01T00:00:00+00:00", "3": ["set"], "inf": None, "html": "<b>"}
+    read = json.loads(json.dumps(plain(evil), allow_nan=False))
+    assert read == {"frame": [1.0, None], "when": "2023-10-01T00:00:00+00:00", "3": ["set"], "inf": None, "html": "<b>"}
 
 
 @given(st.lists(st.sampled_from(list(Phase)), min_size=1))
@@ -98,7 +102,8 @@ def test_a_policy_error_names_file_line_key_and_what_is_allowed(tmp_path, own, s
 
 
 def test_the_line_of_a_common_policy_error_is_in_the_common_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"policies.yml:2: gates.improvement"): load_policy("ads", policies(tmp_path / "c", common="gates:\n  improvement: 7\n"))
+    configs = policies(tmp_path / "c", common="gates:\n  improvement: 7\n")
+    with pytest.raises(ConfigError, match=r"policies.yml:2: gates.improvement"): load_policy("ads", configs)
 
 
 @pytest.mark.parametrize("name", ["../ads", "ads/../ads", "/etc/passwd", "ADS", "", "ads.yml", "ads'; drop table state", "<b>", None])
@@ -110,7 +115,8 @@ def test_the_projects_own_policies_are_the_guides_tables():
     configs = Settings.from_env().configs
     policy = load_policy("ad_score_predictor", configs)
     assert models_configured(configs) == ["account_health_predictor", "ad_score_predictor", "ad_sentiment_analyzer"]
-    assert (policy.triggers.js_divergence, policy.triggers.accuracy_drop, policy.triggers.volume_growth, policy.triggers.correlation_shift) == (0.2, 0.05, 0.2, 0.3)
+    fires = policy.triggers
+    assert (fires.js_divergence, fires.accuracy_drop, fires.volume_growth, fires.correlation_shift) == (0.2, 0.05, 0.2, 0.3)
     assert (policy.gates.improvement, policy.gates.noise_degradation, policy.gates.fairness_variation, policy.minimums.samples) == (0.05, 0.1, 0.1, 50_000)
     assert [load_policy(m, configs).triggers.schedule for m in models_configured(configs)] == ["monthly", "quarterly", "bi-annual"]
     assert set(load_alerts(configs)) == {"slack-ml-team", "email-ml-engineers"}
@@ -266,7 +272,8 @@ def test_a_dataset_is_not_a_path(ground, name):
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode: pytest.skip("this machine does not let us mount a tmpfs")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount a tmpfs")
     try:
         write_atomic(disk / "decision.json", '{"outcome": "passed"}')
         with pytest.raises(OSError) as e: write_atomic(disk / "decision.json", "x" * 200_000)

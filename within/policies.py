@@ -120,7 +120,8 @@ class MetricPolicy(Policy):
 class ExperimentPolicy(Policy):
     duration: Duration = "14d"
     traffic_percentage: Percentage = 50     # the treatment's share
-    metrics: tuple[MetricPolicy, ...] = (MetricPolicy(name="accuracy", priority="primary"), MetricPolicy(name="latency_p95"), MetricPolicy(name="user_feedback"))
+    metrics: tuple[MetricPolicy, ...] = (
+        MetricPolicy(name="accuracy", priority="primary"), MetricPolicy(name="latency_p95"), MetricPolicy(name="user_feedback"))
     non_inferiority: Share = 0.10           # how much worse a guardrail may get, relative
 
 
@@ -130,7 +131,8 @@ class RolloutPolicy(Policy):
     interval: Duration = "1d"
     max_percentage: Percentage = 100
     minimum_requests: Count = 100           # a step with fewer holds
-    rollback_triggers: tuple[RollbackTrigger, ...] = (RollbackTrigger(metric="error_rate", threshold=0.01), RollbackTrigger(metric="latency_p95", threshold=300))
+    rollback_triggers: tuple[RollbackTrigger, ...] = (
+        RollbackTrigger(metric="error_rate", threshold=0.01), RollbackTrigger(metric="latency_p95", threshold=300))
 
 # %% ../nbs/lib/030_policies.ipynb #b62cf73a
 class ResourcePolicy(Policy):
@@ -243,7 +245,9 @@ def _allowed(cls: type[Policy], path: tuple) -> list[str]:
 # %% ../nbs/lib/030_policies.ipynb #14bea3a7
 def _merged(base: Mapping, over: Mapping) -> dict:
     out = dict(base)
-    for k, v in over.items(): out[k] = _merged(out[k], v) if isinstance(v, Mapping) and isinstance(out.get(k), Mapping) and k not in ("parameters", "space") else v
+    for k, v in over.items():
+        both = isinstance(v, Mapping) and isinstance(out.get(k), Mapping) and k not in ("parameters", "space")
+        out[k] = _merged(out[k], v) if both else v
     return out
 
 
@@ -253,17 +257,21 @@ def load_policy(model: str, # the model's name
     "A model's policy; raises `UnknownModel` or `ConfigError`."
     configs = Path(configs)
     file = configs / f"{model}.yml"
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", str(model)) or not file.is_file(): raise unknown("model", model, models_configured(configs), UnknownModel)
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", str(model)) or not file.is_file():
+        raise unknown("model", model, models_configured(configs), UnknownModel)
     own, lines = read_yaml(file)
     common, common_lines = read_yaml(configs / "policies.yml") if (configs / "policies.yml").is_file() else ({}, {})
     if own.get("model", model) != model: raise ConfigError(f"the file is named {file.name}, the model {own['model']!r}", file, lines.get(("model",)), "model")
-    if common: validated(ModelPolicy, _merged({"model": "any", "class": "a:A", "dataset": "any", "target": "t", "unit": "u"}, common), configs / "policies.yml", common_lines)
+    if common:  # on its own first, so that a fault in it is reported where it stands
+        stub = {"model": "any", "class": "a:A", "dataset": "any", "target": "t", "unit": "u"}
+        validated(ModelPolicy, _merged(stub, common), configs / "policies.yml", common_lines)
     return validated(ModelPolicy, _merged(common, own), file, lines)
 
 
 def models_configured(configs: Path) -> list[str]:
     "Names of the models that have a file in `configs`."
-    return sorted(f.stem for f in Path(configs).glob("*.yml") if f.name != "policies.yml" and re.search(r"(?m)^class:", f.read_text(encoding="utf-8", errors="replace")))
+    files = [f for f in Path(configs).glob("*.yml") if f.name != "policies.yml"]
+    return sorted(f.stem for f in files if re.search(r"(?m)^class:", f.read_text(encoding="utf-8", errors="replace")))
 
 
 def policy_digest(policy: Policy) -> str:

@@ -33,13 +33,15 @@ LEDGER = sa.Table("ledger", METADATA, sa.Column("seq", Int, primary_key=True, au
                   sa.Column("kind", Text, nullable=False), sa.Column("subject", Text, nullable=False), sa.Column("actor", Text, nullable=False),
                   sa.Column("body", Text, nullable=False), sa.Column("previous", Text, nullable=False), sa.Column("hash", Text, nullable=False, unique=True))
 VERSIONS = sa.Table("versions", METADATA, sa.Column("name", Text, primary_key=True), sa.Column("version", Text, primary_key=True),
-                    sa.Column("seq", Int, nullable=False), sa.Column("digest", Text, nullable=False), sa.Column("at", Text, nullable=False), sa.Column("body", Text, nullable=False))
+                    sa.Column("seq", Int, nullable=False), sa.Column("digest", Text, nullable=False), sa.Column("at", Text, nullable=False),
+                    sa.Column("body", Text, nullable=False))
 
 # %% ../nbs/lib/110_store.ipynb #fb357fe9
 CLOCK = sa.Table("clock", METADATA, sa.Column("id", Int, primary_key=True), sa.Column("now", Text, nullable=False),
                  sa.Column("writer", Text), sa.Column("lease_until", Text))
 ALIASES = sa.Table("aliases", METADATA, sa.Column("seq", Int, primary_key=True, autoincrement=True), sa.Column("name", Text, nullable=False),
-                   sa.Column("alias", Text, nullable=False), sa.Column("version", Text, nullable=False), sa.Column("at", Text, nullable=False), sa.Column("by", Text, nullable=False))
+                   sa.Column("alias", Text, nullable=False), sa.Column("version", Text, nullable=False), sa.Column("at", Text, nullable=False),
+                   sa.Column("by", Text, nullable=False))
 OBSERVATIONS = sa.Table("observations", METADATA, sa.Column("seq", Int, primary_key=True, autoincrement=True), sa.Column("subject", Text, nullable=False),
                         sa.Column("metric", Text, nullable=False), sa.Column("at", Text, nullable=False), sa.Column("value", sa.Float), sa.Column("n", Int),
                         sa.Column("labels", Text, nullable=False), sa.Index("observed", "subject", "metric", "at"))
@@ -66,7 +68,8 @@ def _row(r: Any) -> Row: return Row(r.kind, r.id, r.revision, parse_time(r.at), 
 # %% ../nbs/lib/110_store.ipynb #3120fd15
 def _engine(url: str) -> sa.Engine:
     try: parsed = sa.engine.make_url(url)
-    except sa.exc.ArgumentError: raise InvalidInput("WITHIN_DATABASE_URL is not a database URL; write sqlite:///path or postgresql+psycopg://user@host/name") from None
+    except sa.exc.ArgumentError:
+        raise InvalidInput("WITHIN_DATABASE_URL is not a database URL; write sqlite:///path or postgresql+psycopg://user@host/name") from None
     if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql": parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.get_backend_name() != "sqlite": return sa.create_engine(parsed, isolation_level="SERIALIZABLE", pool_pre_ping=True)
     if parsed.database and parsed.database != ":memory:": Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,8 @@ class StateRows(StoreBase):
     def history(self, kind: str, id: str) -> list[Row]:
         "Everything this row ever was, oldest first."
         with self.reading() as c:
-            return [_row(r) for r in c.execute(sa.select(TRANSITIONS).where(TRANSITIONS.c.kind == kind, TRANSITIONS.c.id == id).order_by(TRANSITIONS.c.revision))]
+            of_it = sa.select(TRANSITIONS).where(TRANSITIONS.c.kind == kind, TRANSITIONS.c.id == id)
+            return [_row(r) for r in c.execute(of_it.order_by(TRANSITIONS.c.revision))]
 
 
 def _clock_time(c: sa.Connection) -> datetime:
@@ -173,7 +177,8 @@ class ClockRow(StateRows):
         with self.transaction() as c:
             row = c.execute(sa.select(CLOCK).where(CLOCK.c.id == 1)).first()
             if row is None: raise InvalidInput("this home has no replay clock; set WITHIN_CLOCK=replay and run `within bootstrap`")
-            if row.writer not in (None, writer) and parse_time(row.lease_until) > real: raise Conflict(f"{row.writer} is moving the replay clock; wait until it has ended")
+            if row.writer not in (None, writer) and parse_time(row.lease_until) > real:
+                raise Conflict(f"{row.writer} is moving the replay clock; wait until it has ended")
             if parse_time(to) < parse_time(row.now): raise InvalidInput(f"the replay clock stands at {row.now}; it cannot go back to {iso(to)}")
             c.execute(CLOCK.update().values(now=iso(to), writer=writer, lease_until=iso(real + timedelta(seconds=lease_seconds))))
         return parse_time(to)
@@ -201,7 +206,9 @@ class ModelVersions(ClockRow):
         with self.transaction() as c:
             found = c.execute(sa.select(VERSIONS.c.digest).where(VERSIONS.c.name == name, VERSIONS.c.version == version)).scalar()
             if found == digest: return False
-            if found: raise Conflict(f"{name} {version} is taken by other bytes ({found[:12]}…, these are {digest[:12]}…); versions are never reused: choose the next one")
+            if found:
+                raise Conflict(f"{name} {version} is taken by other bytes ({found[:12]}…, these are {digest[:12]}…); "
+                               "versions are never reused: choose the next one")
             seq = (c.execute(sa.select(sa.func.max(VERSIONS.c.seq))).scalar() or 0) + 1
             c.execute(VERSIONS.insert().values(name=name, version=version, seq=seq, digest=digest, at=iso(_clock_time(c)), body=_encode(body)))
         return True
@@ -248,7 +255,8 @@ class Store(ModelVersions):
     def add_observations(self, rows: Iterable[Mapping]) -> None:
         "Append measured values: subject, metric, value, and optionally n, at, labels."
         with self.transaction() as c:
-            values = [{"subject": r["subject"], "metric": r["metric"], "value": plain(r.get("value")), "n": r.get("n"), "at": iso(r.get("at") or _clock_time(c)),
+            values = [{"subject": r["subject"], "metric": r["metric"], "value": plain(r.get("value")), "n": r.get("n"),
+                       "at": iso(r.get("at") or _clock_time(c)),
                        "labels": _encode(r.get("labels") or {})} for r in rows]
             if values: c.execute(OBSERVATIONS.insert(), values)
 

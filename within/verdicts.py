@@ -16,7 +16,7 @@ from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from .clock import iso, parse_time
+from .clock import iso
 from .errors import InvalidInput
 
 # %% ../nbs/lib/015_verdicts.ipynb #517eccc6
@@ -49,7 +49,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, timedelta): return value.total_seconds()
     if isinstance(value, Path): return value.as_posix()
     if isinstance(value, Mapping): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)): return [plain(v) for v in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, (set, frozenset)): return [plain(v) for v in sorted(value, key=str)]
+    if isinstance(value, (list, tuple)): return [plain(v) for v in value]
     if hasattr(value, "tolist") and hasattr(value, "dtype"): return plain(value.tolist())
     if isinstance(value, float): return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, bool, int)): return value
@@ -64,7 +65,8 @@ def shown(value: Any) -> str:
     if isinstance(value, int): return f"{int(value):,}"
     if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M} UTC"
     if isinstance(value, Mapping): text = ", ".join(f"{k} {shown(v)}" for k, v in value.items())
-    elif isinstance(value, (list, tuple)) or hasattr(value, "tolist"): text = ", ".join(shown(v) for v in (value.tolist() if hasattr(value, "tolist") else value))
+    elif hasattr(value, "tolist"): text = ", ".join(shown(v) for v in value.tolist())
+    elif isinstance(value, (list, tuple)): text = ", ".join(shown(v) for v in value)
     elif isinstance(value, Enum): text = str(value.value)
     else: return html.escape(str(value)).replace("|", "&#124;").replace("\n", " ")
     return text if len(text) <= 300 else text[:297] + "…"
