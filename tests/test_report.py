@@ -46,7 +46,8 @@ def view():
             "links": (("notebook", "products/a.ipynb"),)}
     states = {"trigger": "passed", "prepare": "failed", "optimize": "waiting", "train": "error", "evaluate": "inconclusive", "register": "pending"}
     stages = tuple(StageView(n, s, f"Does {n} work?", f"because of {EVIL}", 12.5, **more) for n, s in states.items())
-    return RunView("20231001-x-0001", EVIL, EVIL, "failed", "declined at prepare", EVIL, EVIL, (("by", EVIL),), (f"prepare.x = {EVIL}",), ("demo approval",), stages)
+    said = ("failed", "declined at prepare", EVIL, EVIL)
+    return RunView("20231001-x-0001", EVIL, EVIL, *said, (("by", EVIL),), (f"prepare.x = {EVIL}",), ("demo approval",), stages)
 
 
 def test_well_formed_accessible_and_escaped(view):

@@ -30,7 +30,7 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def blank(x: str, y: str, height: float = 3.1, width: float = 6.8) -> tuple[Any, Any]:
+def blank(x: str, y: str, height: float = 2.9, width: float = 5.8) -> tuple[Any, Any]:
     "A figure and its axes, with the names (and units) of both axes; sizes in inches."
     from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")

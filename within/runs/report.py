@@ -86,8 +86,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]], caption: str) -> s
     right = [any(is_number(r[i]) for r in rows) and len(head) > 2 for i in range(len(head))]
     css = [' class="n"' if r else "" for r in right]
     top = "".join(f'<th scope="col"{c}>{text(h)}</th>' for h, c in zip(head, css, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{c}>{cell(v)}</td>" for v, c in zip(row, css, strict=True)) + "</tr>" for row in rows)
-    inner = f"<table><caption>{text(caption)}</caption>{f'<thead><tr>{top}</tr></thead>' if any(head) else ''}<tbody>{body}</tbody></table>"
+    cells = ["".join(f'<td{c} data-h="{text(h)}">{cell(v)}</td>' for v, c, h in zip(row, css, head, strict=True)) for row in rows]
+    body, kind = "".join(f"<tr>{c}</tr>" for c in cells), ' class="stack"' if len(head) > 2 else ""
+    inner = f"<table{kind}><caption>{text(caption)}</caption>{f'<thead><tr>{top}</tr></thead>' if any(head) else ''}<tbody>{body}</tbody></table>"
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}">{inner}</div>'
 
 
@@ -245,8 +246,11 @@ figure img{max-width:100%;height:auto;display:block}figcaption{color:#444c55;fon
 DRAWING = """.dag{max-width:100%;height:auto;display:block}.dag rect{fill:var(--bg);stroke-width:2;stroke:var(--pending)}.dag a{text-decoration:none}
 .dag text{font-size:14px;fill:var(--ink);text-anchor:middle;font-family:inherit}.dag .state{font-size:12px;fill:var(--pending)}
 .dag .arrow{stroke:var(--soft);stroke-width:1.5}.dag .tip{fill:var(--soft)}.narrow{display:none}"""
-PHONE = """@media(max-width:700px){.wide{display:none}.narrow{display:block;margin:0 auto}main{padding:.8rem .6rem 3rem}h1{font-size:1.25rem}
-figure img{max-width:none;width:36rem}}@media print{body{background:#fff}section,.card{break-inside:avoid}}"""
+PHONE = """@media(max-width:700px){.wide{display:none}.narrow{display:block;margin:0 auto}main{padding:.8rem .6rem 3rem}
+h1{font-size:1.25rem}td,td:first-child{white-space:normal;overflow-wrap:anywhere}td:first-child{overflow-wrap:break-word}
+.stack thead{display:none}.stack tr{display:block;border-bottom:2px solid var(--line);padding:.3rem 0}
+.stack td{display:block;border:0;padding:.1rem 0;text-align:left}.stack td::before{content:attr(data-h) " ";color:var(--soft);font-size:.85rem}}
+@media print{body{background:#fff}section,.card{break-inside:avoid}}"""
 COLOURS = "".join(f".badge.{p}{{color:var(--{p})}}.dag .{p} rect{{stroke:var(--{p})}}.dag .{p} .state{{fill:var(--{p})}}" for p in MARKS)
 STYLE = f":root{{{LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}{LAYOUT}{DRAWING}{COLOURS}{PHONE}"
 

@@ -9,7 +9,6 @@ __all__ = ['take_lock', 'sign_lock', 'check_attempt', 'hold_kernel', 'Provenance
 # %% ../../nbs/lib/715_runs.stages.ipynb #837dad7c
 import fcntl
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -126,9 +125,9 @@ class Stage:
     def by_hand(self) -> bool: return self.product is None
 
     def file(self, name: str) -> Path:
-        "A place for a page or table of this stage: `files/` of the run, or a temporary folder when opened by hand."
+        "A place for a page or table of this stage: `files/` of the run, `builds/` of the home outside a run."
         if name != Path(name).name: raise InvalidInput(f"{name!r} is not a plain file name")
-        place = Path(self.product["decision"]).parent.parent / "files" if self.product else Path(tempfile.mkdtemp(prefix="within-"))
+        place = self.folder.path / "files" if self.folder else self.ctx.path("builds", self.model)
         place.mkdir(parents=True, exist_ok=True)
         return place / name
 

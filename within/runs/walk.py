@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -231,7 +232,8 @@ def publish(ctx: Context, folder: RunFolder, stage: str, body: Mapping) -> dict:
 # %% ../../nbs/lib/725_runs.walk.ipynb #345e37f3
 def log(folder: RunFolder, line: str) -> None:
     "Append a line with the machine's time to the run's log."
-    with open(folder.path / "run.log", "a", encoding="utf-8") as file: file.write(f"{iso(SystemClock().now())} {line.rstrip()}\n")
+    with suppress(OSError), open(folder.path / "run.log", "a", encoding="utf-8") as file:   # a full disk must not hide what it made fail
+        file.write(f"{iso(SystemClock().now())} {line.rstrip()}\n")
 
 
 def write_evidence(ctx: Context, folder: RunFolder) -> None:
@@ -306,10 +308,10 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     code = f"within {want['code']['within']} {want['code']['commit'][:12]}{' (with uncommitted changes)' if want['code']['changed'] else ''}"
     facts = [("started", parse_time(want["created_at"])), ("by", want["created_by"]), ("clock", want["clock"]), ("policy", want["policy"][:12]),
              ("code", code), *facts]
-    failed = {result.stage: result.reason} if result.phase is Phase.ERROR else {}
+    failed = {result.stage: portable(result.reason, folder)} if result.phase is Phase.ERROR else {}
     views = tuple(stage_view(folder, s, is_done(folder, s, bodies.get(s)), failed.get(s, "")) for s in want["stages"])
     changed = tuple(f"{s}.{k} = {v}" for s, p in want["overrides"].items() for k, v in p.items() if k != "source")
-    said = (result.verdict, result.reason, next_step_text(result))
+    said = (result.verdict, portable(result.reason, folder), next_step_text(result))
     return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views)
 
 
@@ -388,7 +390,9 @@ def step(ctx: Context, folder: RunFolder, dag: Any, stage: str, until: str | Non
     progress("start", stage, "", 0.0)
     log(folder, f"{stage}: begins")
     try: decision, error = execute(ctx, folder, dag, stage)
-    except (WithinError, OSError, ValueError) as problem: decision, error = None, f"{type(problem).__name__}: {problem}"
+    except Exception as problem:
+        log(folder, traceback.format_exc())
+        decision, error = None, f"{type(problem).__name__}: {problem}"
     executed.append(stage)
     end, took = remember(ctx, folder, after_stage(folder, stage, decision, error, until, executed)), time.perf_counter() - started
     phase, reason = (decision.outcome, decision.reason) if decision else (Phase.ERROR, end.reason)
