@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_serving import NAME, body, ends, keep, small  # noqa: F401  (a fixture)
+from test_serving import NAME, body, small  # noqa: F401  (small is a fixture)
 
 from within.errors import Conflict, InvalidInput, NotApproved, NotDue, UnknownDeployment, UnknownModelVersion
 from within.ledger import entries, verify
@@ -57,10 +57,13 @@ def test_users_see_no_answer_without_an_approval(deployer, call):
 @pytest.mark.parametrize(("call", "error"), [
     (lambda d: d.deploy(NEW, "prod"), InvalidInput), (lambda d: d.deploy(NEW, "staging", "big_bang"), InvalidInput),
     (lambda d: d.deploy(NEW, "staging", "shadow"), InvalidInput), (lambda d: d.deploy(f"{NAME}@7.0.0", "staging"), UnknownModelVersion),
-    (lambda d: d.deploy(NEW, "production", "shadow", shadow_percentage=0), InvalidInput), (lambda d: d.deploy(NEW, "production", "shadow", duration="week"), InvalidInput),
+    (lambda d: d.deploy(NEW, "production", "shadow", shadow_percentage=0), InvalidInput),
+    (lambda d: d.deploy(NEW, "production", "shadow", duration="week"), InvalidInput),
     (lambda d: d.deploy(NEW, "staging", resource_requirements={"gpu": "1"}), InvalidInput),
-    (lambda d: d.deploy(NEW, "staging", resource_requirements={"memory": "much"}), InvalidInput), (lambda d: d.deploy(NEW, "staging", duration="7d"), InvalidInput),
-    (lambda d: d.progressive_rollout(NEW, initial_percentage=120), InvalidInput), (lambda d: d.progressive_rollout(NEW, rollback_triggers={"speed": {"threshold": 1}}), InvalidInput),
+    (lambda d: d.deploy(NEW, "staging", resource_requirements={"memory": "much"}), InvalidInput),
+    (lambda d: d.deploy(NEW, "staging", duration="7d"), InvalidInput),
+    (lambda d: d.progressive_rollout(NEW, initial_percentage=120), InvalidInput),
+    (lambda d: d.progressive_rollout(NEW, rollback_triggers={"speed": {"threshold": 1}}), InvalidInput),
     (lambda d: d.finalize_deployment("no-such"), UnknownDeployment), (lambda d: d.rollback("no-such", reason="x"), UnknownDeployment)])
 def test_calls_that_cannot_be_meant_are_refused_and_change_nothing(deployer, call, error):
     approve(deployer)
@@ -89,7 +92,8 @@ def test_a_rollout_reaches_everybody_and_is_taken_back(deployer):
                                                             {"metric": "accuracy", "threshold": 0.8, "window": "30m", "direction": "below"}])
     assert deployer.check_rollback_triggers(done.id).outcome is not Phase.FAILED
     back = deployer.rollback(deployment_id=done.id, reason="Performance degradation observed", target_version="1.0.0")
-    assert back.target_version == "1.0.0" and not back.already and answered_by(deployer) == {"1.0.0"} and deployer.registry.champion(NAME).version == "1.0.0"
+    assert back.target_version == "1.0.0" and not back.already
+    assert answered_by(deployer) == {"1.0.0"} and deployer.registry.champion(NAME).version == "1.0.0"
     assert deployer.rollback(done.id, reason="again", target_version="1.0.0").already
     assert find_deployment(deployer.ctx, done.id)[0].status == "failed"
     assert entries(deployer.ctx, "rollback") and entries(deployer.ctx, "rollout") and verify(deployer.ctx).ok
@@ -97,7 +101,8 @@ def test_a_rollout_reaches_everybody_and_is_taken_back(deployer):
 
 def test_a_trip_gives_everybody_the_previous_version(deployer):
     approve(deployer)
-    rollout = deployer.progressive_rollout(NEW, initial_percentage=50, increment=50, interval="4d", rollback_triggers={"accuracy": {"threshold": 0.999, "direction": "below"}})
+    triggers = {"accuracy": {"threshold": 0.999, "direction": "below"}}
+    rollout = deployer.progressive_rollout(NEW, initial_percentage=50, increment=50, interval="4d", rollback_triggers=triggers)
     done = deployer.finalize_deployment(rollout.id)
     assert done.status == "failed" and "accuracy" in done.reason and answered_by(deployer) == {"1.0.0"}
     assert deployer.registry.champion(NAME).version == "1.0.0" and deployer.finalize_deployment(rollout.id).id == done.id

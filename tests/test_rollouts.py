@@ -90,7 +90,8 @@ def test_accuracy_trips_below_and_latency_counts_slow_requests():
     assert judge(latency, Observation("latency_p95", 50, 1000), 100, 0.05).phase is Phase.PASSED
 
 
-@pytest.mark.parametrize("wrong", [{"initial_percentage": 0}, {"initial_percentage": 101}, {"max_percentage": 5}, {"increment": 0}, {"interval": "soon"}, {"minimum": 0}])
+@pytest.mark.parametrize("wrong", [{"initial_percentage": 0}, {"initial_percentage": 101}, {"max_percentage": 5}, {"increment": 0}, {"interval": "soon"},
+                                   {"minimum": 0}])
 def test_settings_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(InvalidInput): replace(PENDING, **wrong)
 

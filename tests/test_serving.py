@@ -35,7 +35,7 @@ INFER = f"/v2/models/{NAME}/infer"
 
 def keep(ctx: Context, version: str, rows, seed: int) -> None:
     "A small trained version in the store and the cache, without MLflow."
-    model = AdScorePredictor(config={"n_estimators": 20, "max_depth": 3, "random_state": seed}).fit(rows[FEATURES], rows["outcome"] + seed)
+    model = AdScorePredictor(config={"n_estimators": 20, "max_depth": 3, "random_state": seed}).fit(rows[FEATURES], (rows["outcome"] + seed).clip(0, 100))
     ctx.path("models").mkdir(exist_ok=True)
     digest = folder_digest(folder := model.save(ctx.path("saved", version)))
     folder.rename(ctx.path("models", digest))
@@ -86,7 +86,8 @@ def small(tmp_path):
 
 
 def body(id: str, unit: str = "u", **features) -> dict:
-    return {"id": id, "parameters": {"unit": unit}, "inputs": [{"name": n, "shape": [1], "data": [v]} for n, v in ({"platform": "facebook"} | features).items()]}
+    given = {"platform": "facebook"} | features
+    return {"id": id, "parameters": {"unit": unit}, "inputs": [{"name": n, "shape": [1], "data": [v]} for n, v in given.items()]}
 
 
 def host_pid(ctx: Context, version: str) -> int:
@@ -102,16 +103,17 @@ def test_statuses_dialects_and_the_log(small):
     code, mlflow = ask(url, "/invocations", {"dataframe_split": {"columns": ["platform"], "data": [["facebook"], [None]]}})
     assert code == 200 and mlflow["predictions"][0] == answer["outputs"][0]["data"][0] and len(mlflow["predictions"]) == 2
     column = {"name": "platform", "data": ["x"]}
+    one = lambda name, *data: {"inputs": [{"name": name, "data": list(data)}]}  # noqa: E731
     for path, sent, wanted in [(INFER, b"{", 400), (INFER, b"[]", 400), (INFER, {"inputs": []}, 400), (INFER, {"inputs": [column | {"shape": [2]}]}, 400),
-                               (INFER, {"inputs": [{"name": "ad_content.word_count", "data": ["many"]}]}, 422), (INFER, {"inputs": [{"name": "platform", "data": [3]}]}, 422),
-                               (INFER, {"inputs": [{"name": "nothing_known", "data": [3]}]}, 422), (INFER, {"id": "x" * 201, "inputs": [column]}, 400),
-                               (INFER, {"inputs": [{"name": "platform", "data": ["x"] * 10_001}]}, 413), ("/v2/models/other/infer", body("x"), 404),
-                               ("/invocations", {"instances": [], "inputs": []}, 400), ("/feedback", [], 401), ("/nowhere", {}, 404), (INFER, b" " * (17 << 20), 413)]:
+                               (INFER, one("ad_content.word_count", "many"), 422), (INFER, one("platform", 3), 422), (INFER, one("nothing_known", 3), 422),
+                               (INFER, {"id": "x" * 201, "inputs": [column]}, 400), (INFER, one("platform", *["x"] * 10_001), 413),
+                               ("/v2/models/other/infer", body("x"), 404), ("/invocations", {"instances": [], "inputs": []}, 400), ("/feedback", [], 401),
+                               ("/nowhere", {}, 404), (INFER, b" " * (17 << 20), 413)]:
         try: code, said = ask(url, path, sent)
         except ServingError: code, said = wanted, {"error": ""}  # the door may close on a body that is far too large
         assert code == wanted and "error" in said, (path, said)
-    for item, wanted in (({"id": "r1", "kind": "outcome", "value": 61.5}, 200), ({"id": "r1", "kind": "likes", "value": 1}, 422), ({"id": "r1", "kind": "outcome", "value": "x"}, 422)):
-        assert ask(url, "/feedback", item, secret)[0] == wanted
+    for kind, value, wanted in (("outcome", 61.5, 200), ("likes", 1, 422), ("outcome", "x", 422)):
+        assert ask(url, "/feedback", {"id": "r1", "kind": kind, "value": value}, secret)[0] == wanted
     assert ask(url, INFER, body("r2"), {"within-time": "2023-10-05"})[0] == 401
     assert ask(url, INFER, body("r2"), secret | {"within-time": "2023-10-05T06:00:00Z"})[1]["parameters"]["at"] == "2023-10-05T06:00:00+00:00"
     matured = PredictionLog(small, "production").matured(model=NAME).set_index("id")
@@ -166,7 +168,8 @@ def test_changing_routes_under_load_fails_no_request(small):
         for i in range(6):
             route = current(small, "production", NAME)
             shares = [Share("rollout", "1.1.0", 20 * i)] if i % 2 else []
-            change(small, replace(route, default="1.1.0" if i == 4 else "1.0.0", shares=shares, shadows=[Shadow("1.1.0")] if i == 2 else []), route.revision, by="test")
+            shadows = [Shadow("1.1.0")] if i == 2 else []
+            change(small, replace(route, default="1.1.0" if i == 4 else "1.0.0", shares=shares, shadows=shadows), route.revision, by="test")
     finally:
         stop.set()
         for t in threads: t.join()
@@ -232,7 +235,8 @@ def test_a_full_log_disk_is_an_error_and_not_an_answer(small, tmp_path):
 def test_a_replay_sends_each_request_once_and_outcomes_when_due(small):
     rows = small.warehouse.raw("ads_traffic").to_pandas()
     route = current(small, "production", NAME)
-    change(small, replace(route, shares=[Share("t", "1.1.0", 50)], shadows=[Shadow("1.1.0", 100, until="2023-10-02T12:00:00+00:00")]), route.revision, by="test")
+    shadow = Shadow("1.1.0", 100, until="2023-10-02T12:00:00+00:00")
+    change(small, replace(route, shares=[Share("t", "1.1.0", 50)], shadows=[shadow]), route.revision, by="test")
     class Stop(Exception): pass
     def stop(at): raise Stop
     with pytest.raises(Stop): Replayer(small).advance_to("2023-10-03", on_tick=stop)
@@ -246,7 +250,7 @@ def test_a_replay_sends_each_request_once_and_outcomes_when_due(small):
     live, shadow = seen[seen["role"] == "live"], seen[seen["role"] == "shadow"]
     at = rows.set_index("request_id")["at"]
     asked = at[(at > parse_time(START)) & (at <= parse_time("2023-10-05"))]
-    assert sorted(live["id"]) == sorted(asked.index) and result.requests + 300 == len(asked) or abs(len(live) - len(asked)) == 0
+    assert sorted(live["id"]) == sorted(asked.index) and 0 < result.requests < len(asked) and not live["id"].duplicated().any()
     assert (live.set_index("id")["at"] == asked.reindex(live["id"])).all()
     assert 0.35 < (live["version"] == "1.1.0").mean() < 0.65 and live.groupby("unit")["version"].nunique().max() == 1
     assert shadow["at"].max() < parse_time("2023-10-02T12:00") and len(shadow) > 50

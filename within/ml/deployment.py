@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'OVER', 'MOST_HOLDS', 'Deployment', 'Rollback', 'find_deployment', 'save_deployment', 'deployments',
-           'place', 'environment_policy', 'checked_resources', 'route_with', 'new_deployment', 'deploy', 'retire',
-           'last_experiment', 'require_good_standing', 'observe', 'read_rollout', 'wanted_route', 'align', 'take_step',
-           'begin_rollout', 'run_rollout', 'conclude_rollout', 'roll_back', 'end_rollouts', 'ModelDeployer',
-           'report_shadow', 'check_triggers']
+           'place', 'environment_policy', 'checked_resources', 'checked_percentage', 'route_with', 'new_deployment',
+           'deploy', 'retire', 'last_experiment', 'require_good_standing', 'observe', 'read_rollout', 'wanted_route',
+           'align', 'take_step', 'begin_rollout', 'run_rollout', 'conclude_rollout', 'roll_back', 'end_rollouts',
+           'ModelDeployer', 'report_shadow', 'check_triggers']
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #e29e4bd8
 from collections.abc import Iterable, Mapping
@@ -126,6 +126,13 @@ def checked_resources(given: Mapping | None) -> dict:
     cpu = str(given.get("cpu", "1"))
     if not cpu.removesuffix("m").replace(".", "", 1).isdigit(): raise InvalidInput(f"cpu: '2' or '500m', given {cpu!r}")
     return {k: str(v) for k, v in given.items()}
+
+# %% ../../nbs/lib/610_ml.deployment.ipynb #d50deb54
+def checked_percentage(given: Any) -> float:
+    "A number above 0 and at most 100; raises `InvalidInput`."
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= 100:
+        raise InvalidInput(f"a percentage lies above 0 and at most at 100, given {given!r}")
+    return float(given)
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #b2fd520d
 def route_with(deployment: Deployment, before: Route | None, percentage: float) -> Route:
@@ -349,11 +356,9 @@ class ModelDeployer:
         if place_policy.needs_approval and not shadow: self.registry.require_approval(info.id)
         if not shadow and (shadow_percentage is not None or duration is not None): raise InvalidInput("shadow_percentage and duration belong to a shadow")
         share = (release_to.shadow.percentage if shadow_percentage is None else shadow_percentage) if shadow else percentage
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 100:
-            raise InvalidInput(f"a percentage lies above 0 and at most at 100, given {share!r}")
         until = self.ctx.now() + parse_duration(duration or release_to.shadow.duration) if shadow else None
         wanted = new_deployment(self.ctx, info, environment, deployment_strategy, until=until, resources=checked_resources(resource_requirements))
-        return deploy(self.ctx, info, wanted, share)
+        return deploy(self.ctx, info, wanted, checked_percentage(share))
 
     def run_integration_tests(self, deployment_id: str, test_suite: str | None = None) -> IntegrationResult:
         "Ask the deployment's gateway what a client would; the suite is one of the policy's."

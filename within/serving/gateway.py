@@ -277,10 +277,8 @@ class Gateway:
             if parts[:2] == ["v2", "models"] and parts[3:] == ["infer"]: return infer_answer(await self.ask(read_infer, parts[2], headers, receive))
             if parts == ["invocations"]: return invocations_answer(await self.ask(read_invocations, None, headers, receive))
             if parts == ["feedback"]: return await self.feedback(headers, receive)
-        elif method in ("GET", "HEAD") and (answer := self.look_up(parts)) is not None: return answer
+        elif method in ("GET", "HEAD") and (answer := look_up(self, parts)) is not None: return answer
         raise Refused(f"no {method} {path} here", 404)
-
-    def look_up(self, parts: Sequence[str]) -> Any: return look_up(self, parts)
 
     async def ask(self, read: Callable[[bytes], Question], model: str | None, headers: Mapping[bytes, bytes], receive: Callable) -> Answering:
         "Read, check, predict, log; raises `Refused`, with 503 when not even the default answers."

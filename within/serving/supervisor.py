@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['child_environment', 'open_log', 'Child', 'needed', 'listening_socket', 'memory_bytes', 'resident_bytes', 'answers',
-           'Supervisor', 'memory_bound', 'Holders', 'supervise', 'probe_always', 'main', 'Hold', 'connect', 'hold',
-           'last_lines', 'keep', 'ask_kept', 'release', 'gateway_url', 'status']
+           'Supervisor', 'memory_bound', 'probe', 'describe', 'Holders', 'supervise', 'probe_always', 'main', 'Hold',
+           'connect', 'hold', 'last_lines', 'keep', 'ask_kept', 'release', 'gateway_url', 'status']
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #3415814c
 import argparse
@@ -169,18 +169,6 @@ class Supervisor:
         self.hosts.pop(key).signal(signal.SIGTERM)
         host_socket(self.ctx.settings.home, *key).unlink(missing_ok=True)
 
-    async def probe(self) -> None:
-        "Kill hosts that are silent or too large; they are started again by the next look."
-        for key, child in list(self.hosts.items()):
-            place = host_socket(self.ctx.settings.home, *key)
-            if not child.running or not place.exists() or time.monotonic() - child.since < 5: continue
-            self._silent[key] = 0 if await answers(place) else self._silent.get(key, 0) + 1
-            bound, size = memory_bound(self.ctx, key[0]), resident_bytes(child.process.pid) if child.running else 0
-            if self._silent[key] >= 2 or size > bound:
-                print(f"{child.name} is killed: " + (f"{size:,} bytes resident, bound {bound:,}" if size > bound else "no sign of life"), flush=True)
-                self._silent[key] = 0
-                child.signal(signal.SIGKILL)
-
     def end(self) -> None:
         "Stop every child, politely for a second, and leave nothing behind."
         children = [*self.gateways.values(), *self.hosts.values()]
@@ -193,17 +181,31 @@ class Supervisor:
         for environment in self.gateways: self.ctx.path("serving", f"{environment}.json").unlink(missing_ok=True)
         shutil.rmtree(runtime_folder(self.ctx.settings.home), ignore_errors=True)
 
-    def describe(self) -> dict:
-        "What runs, for `within status`."
-        urls = {e: (published(self.ctx.settings, e) or {}).get("url") for e in self.gateways}
-        return {"running": True, "pid": os.getpid(), "gateways": {e: {**c.describe(), "url": urls[e]} for e, c in self.gateways.items()},
-                "hosts": [{"model": m, "version": v, **c.describe()} for (m, v), c in self.hosts.items()]}
-
-
+# %% ../../nbs/lib/455_serving.supervisor.ipynb #8e532c69
 def memory_bound(ctx: Context, model: str) -> int:
     "How many bytes a host of a model may hold: the policy's, or 4 GiB."
     try: return memory_bytes(ctx.policy(model).release.resources.memory)
     except (WithinError, AttributeError): return 4 << 30
+
+
+async def probe(supervisor: Supervisor) -> None:
+    "Kill hosts that are silent or too large; they are started again by the next look."
+    for key, child in list(supervisor.hosts.items()):
+        place = host_socket(supervisor.ctx.settings.home, *key)
+        if not child.running or not place.exists() or time.monotonic() - child.since < 5: continue
+        supervisor._silent[key] = 0 if await answers(place) else supervisor._silent.get(key, 0) + 1
+        bound, size = memory_bound(supervisor.ctx, key[0]), resident_bytes(child.process.pid) if child.running else 0
+        if supervisor._silent[key] >= 2 or size > bound:
+            print(f"{child.name} is killed: " + (f"{size:,} bytes resident, bound {bound:,}" if size > bound else "no sign of life"), flush=True)
+            supervisor._silent[key] = 0
+            child.signal(signal.SIGKILL)
+
+
+def describe(supervisor: Supervisor) -> dict:
+    "What runs, for `within status`."
+    urls = {e: (published(supervisor.ctx.settings, e) or {}).get("url") for e in supervisor.gateways}
+    return {"running": True, "pid": os.getpid(), "gateways": {e: {**c.describe(), "url": urls[e]} for e, c in supervisor.gateways.items()},
+            "hosts": [{"model": m, "version": v, **c.describe()} for (m, v), c in supervisor.hosts.items()]}
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #12a8ac96
 class Holders:
@@ -231,7 +233,7 @@ class Holders:
 
     def obey(self, wish: Mapping) -> dict:
         "Answer one line of a holder."
-        if "want" not in wish: return self.supervisor.describe()
+        if "want" not in wish: return describe(self.supervisor)
         environment, port = wish["want"], int(wish.get("port", 0))
         have = self.supervisor.gateways.get(environment)
         try:
@@ -266,7 +268,7 @@ async def supervise(ctx: Context) -> None:
 async def probe_always(supervisor: Supervisor) -> None:
     while True:
         await asyncio.sleep(2)
-        with contextlib.suppress(OSError): await supervisor.probe()
+        with contextlib.suppress(OSError): await probe(supervisor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
