@@ -1,5 +1,4 @@
 """Floors 0 and 1 as their users meet them: concurrent writers, killed writers, tampering, bad files, a full disk."""
-import errno
 import json
 import multiprocessing as mp
 import os
@@ -16,13 +15,14 @@ from hypothesis import strategies as st
 
 from within.clock import FrozenClock, iso, parse_time
 from within.context import Context
-from within.errors import ConfigError, Conflict, InvalidInput, UnknownDataset, UnknownModel
-from within.ledger import append, entries, file_digest, verify
+from within.errors import ConfigError, Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError
+from within.files import file_digest, write_text
+from within.ledger import append, entries, verify
 from within.policies import load_alerts, load_policy, models_configured, policy_digest, read_yaml
 from within.settings import Settings
 from within.store import Store
 from within.verdicts import Decision, Phase, Verdict, plain, worst
-from within.warehouse import DatasetInfo, write_atomic
+from within.warehouse import DatasetInfo
 from within.windows import parse_duration, parse_window
 
 SPAWN = mp.get_context("spawn")
@@ -241,7 +241,7 @@ def test_removed_and_swapped_entries_are_found(ground):
 
 def test_a_vouched_file_that_was_changed_or_removed_is_found(ground):
     page = ground.path("runs", "r1", "index.html")
-    write_atomic(page, "passed")
+    write_text(page, "passed")
     append(ground, "decision", "r1/train", {}, files={"runs/r1/index.html": file_digest(page)})
     assert verify(ground).ok
     page.write_text("Passed")
@@ -275,8 +275,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("this machine does not let us mount a tmpfs")
     try:
-        write_atomic(disk / "decision.json", '{"outcome": "passed"}')
-        with pytest.raises(OSError) as e: write_atomic(disk / "decision.json", "x" * 200_000)
-        assert e.value.errno == errno.ENOSPC
+        write_text(disk / "decision.json", '{"outcome": "passed"}')
+        with pytest.raises(WithinError, match="free some space"): write_text(disk / "decision.json", "x" * 200_000)
         assert (disk / "decision.json").read_text() == '{"outcome": "passed"}' and [p.name for p in disk.iterdir()] == ["decision.json"]
     finally: subprocess.run(["umount", str(disk)], check=True)

@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from within.runs.folder import RunFolder, write_json
+from within.files import write_json
+from within.runs.folder import RunFolder
 from within.runs.report import RunView, StageView, page, stage_view, write_report
 
 EVIL = "<img src=x onerror=alert(1)>\"'&"

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from within import files as run_files
 from within.clock import FrozenClock
 from within.context import Context
 from within.errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError
+from within.files import read_json, write_json
 from within.ledger import entries, verify
-from within.runs import folder as run_folder
-from within.runs.folder import RunFolder, read_json, write_json
+from within.runs.folder import RunFolder
 from within.runs.walk import planned, retrain
 from within.settings import project_root
 from within.verdicts import Phase
@@ -197,10 +198,10 @@ def test_a_full_disk_is_an_error_and_resumes(project, monkeypatch):
         if "attempt.json" in os.readlink(f"/proc/self/fd/{fd}"): raise OSError(errno.ENOSPC, "No space left on device")
         really(fd)
 
-    monkeypatch.setattr(run_folder.os, "fsync", full_for_attempts)
+    monkeypatch.setattr(run_files.os, "fsync", full_for_attempts)
     full = retrain("ad_score_predictor", run="r1", ctx=ctx)
     assert (full.phase, full.exit_code) == (Phase.ERROR, 1) and "no space left" in full.reason
-    monkeypatch.setattr(run_folder.os, "fsync", really)
+    monkeypatch.setattr(run_files.os, "fsync", really)
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).phase is Phase.PASSED
 
 

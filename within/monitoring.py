@@ -24,13 +24,13 @@ from . import ledger
 from .clock import iso, parse_time
 from .context import Context, resolve
 from .errors import InvalidInput, StageNotReady, unknown
+from .files import write_json
 from .ml.registry import ModelRegistry
 from .observations import PredictionLog
 from .policies import load_alerts
 from .serving.routes import current
 from .stats import js_divergence, js_interval, proportion_confseq
 from .verdicts import Phase, Record, Verdict, plain
-from .warehouse import write_atomic
 from .windows import parse_duration
 
 # %% ../nbs/lib/530_monitoring.ipynb #544c428a
@@ -154,7 +154,7 @@ def deliver(ctx: Context, channel: str, alert: str, message: Mapping) -> str:
         to = apprise.Apprise()
         if to.add(address) and to.notify(title=f"within: {message['subject']}", body=message["text"]): return "sent"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{message['at'][:19]}-{alert}-{channel}")
-    write_atomic(ctx.path("outbox", f"{name}.json"), json_text({"channel": channel, "alert": alert, **message}))
+    write_json(ctx.path("outbox", f"{name}.json"), {"channel": channel, "alert": alert, **message})
     return "could not be sent, left in outbox" if address else "no address, left in outbox"
 
 

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['PARTS', 'canonical_type', 'canonical', 'value_bytes', 'ContentHash', 'Rows', 'shares_checked', 'divide_random',
            'divide_time', 'divide_unit', 'Split', 'TrainingData', 'sides_of', 'split_rows', 'split_digest',
-           'remember_split', 'write_text_atomically', 'keep_snapshot', 'content_digest', 'open_snapshot', 'open_split']
+           'remember_split', 'keep_snapshot', 'content_digest', 'open_snapshot', 'open_split']
 
 # %% ../nbs/lib/228_snapshots.ipynb #ade04dec
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from .context import Context, resolve
 from .errors import DigestMismatch, InvalidInput, UnknownDataset, unknown
+from .files import write_json
 from .verdicts import Phase, Record, Verdict, plain
 
 # %% ../nbs/lib/228_snapshots.ipynb #9ee6c37a
@@ -271,17 +271,10 @@ def remember_split(folder: Path, spec: Mapping, parts: tuple[Split, ...]) -> Non
     if path.exists():
         if json.loads(path.read_text())["parts"] == rows: return
         raise DigestMismatch(f"{path.name} of snapshot {folder.name[:12]} describes other rows than this split has")
-    write_text_atomically(path, json.dumps({"spec": plain(spec), "parts": rows}, indent=1))
+    write_json(path, {"spec": spec, "parts": rows})
 
 # %% ../nbs/lib/228_snapshots.ipynb #e00ac280
-def write_text_atomically(path: Path, text: str) -> None:
-    "All of it or nothing, also when two write at once."
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(name, path)
+#| export
 
 # %% ../nbs/lib/228_snapshots.ipynb #7b26f50c
 def keep_snapshot(ctx: Context, batches: Iterable[pa.RecordBatch], roles: Mapping, about: Mapping) -> tuple[str, Path]:
@@ -298,7 +291,7 @@ def keep_snapshot(ctx: Context, batches: Iterable[pa.RecordBatch], roles: Mappin
         if writer is None: raise InvalidInput("a snapshot needs a schema: no batch came, not even an empty one")
         writer.close()
         name = digest.hexdigest()
-        write_text_atomically(place / "snapshot.json", json.dumps({"hash": name, "rows": digest.rows, "roles": plain(roles), **plain(about)}, indent=1))
+        write_json(place / "snapshot.json", {"hash": name, "rows": digest.rows, "roles": roles, **about})
         try: place.rename(root / name)
         except OSError:
             if not (root / name / "snapshot.json").exists(): raise

@@ -29,6 +29,7 @@ from .context import Context, ReplayClock, resolve
 from .data import DataPreparer
 from .drift import fit_reference
 from .errors import Conflict, InvalidInput
+from .files import write_json
 from .ledger import append
 from .ml.account_health import AccountHealthPredictor, window_features
 from .ml.ad_score import AdScorePredictor
@@ -41,7 +42,7 @@ from .serving.routes import Route, change, current
 from .simulation import MONTHS, PlantedEvent, accounts_daily, ads_month, planted, texts_month, traffic
 from .simulation.events import checked_seed
 from .verdicts import Record
-from .warehouse import DatasetInfo, write_atomic, write_parquet
+from .warehouse import DatasetInfo, write_parquet
 
 # %% ../nbs/lib/700_world.ipynb #90c84229
 FIRST_NOW, LAST_NOW = parse_time("2022-10-01"), parse_time("2024-01-31")
@@ -247,7 +248,7 @@ def sole_bootstrap(ctx: Context, arguments: dict) -> Iterator[None]:
                            "or choose another WITHIN_HOME")
         if begun is None and (taken := occupied(ctx)):
             raise Conflict(f"{home} is in use ({taken}), and the ad world would mix with it; set WITHIN_HOME to an empty folder")
-        write_atomic(home / BEGUN, json.dumps(arguments))
+        write_json(home / BEGUN, arguments)
         yield
         (home / BEGUN).unlink()
 
@@ -326,7 +327,7 @@ def bootstrap(now: Any, # the first day: a date or text such as "2023-10-01"
             place_in_production(ctx, made[0])
         ids = [m.id for m in made]
         append(ctx, "bootstrap", "world", {**arguments, "champion": ids[0], "models": ids, "rows": rows})
-        write_atomic(ctx.path(RECORD), json.dumps({**arguments, "champion": ids[0], "models": ids, "rows": rows}, indent=1))
+        write_json(ctx.path(RECORD), {**arguments, "champion": ids[0], "models": ids, "rows": rows})
     return open_world(ctx)
 
 # %% ../nbs/lib/700_world.ipynb #c55c8e59

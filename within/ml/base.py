@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CATEGORIES', 'NAME', 'Setting', 'checked_config', 'FeatureSpec', 'column_kind', 'feature_spec', 'encoded',
-           'matrix', 'RecordEncoder', 'checked_target', 'file_digest', 'folder_digest', 'opened', 'Learner', 'Model',
-           'BaselineModel', 'checked_name']
+           'matrix', 'RecordEncoder', 'checked_target', 'folder_digest', 'opened', 'Learner', 'Model', 'BaselineModel',
+           'checked_name']
 
 # %% ../../nbs/lib/210_ml.base.ipynb #dd9b3cef
 import hashlib
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DigestMismatch, InvalidInput, unknown
+from ..files import file_digest
 from ..verdicts import Record
 
 # %% ../../nbs/lib/210_ml.base.ipynb #c8522cb5
@@ -156,11 +157,6 @@ def checked_target(y, # shape (n,)
     return values
 
 # %% ../../nbs/lib/210_ml.base.ipynb #952d46e8
-def file_digest(path: Path) -> str: # hex
-    "SHA-256 of a file, read in pieces."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def folder_digest(folder: Path | str) -> str: # hex, 64 characters
     "The name of a saved model's bytes; a link or a special file inside is refused."
     folder = Path(folder)

@@ -25,10 +25,11 @@ from typing import Any
 from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import Conflict, DigestMismatch, InvalidInput, NotApproved, UnknownModel, UnknownModelVersion, unknown
+from ..files import file_digest
 from ..ledger import append, entries
 from ..store import VersionRow
 from ..verdicts import Record, plain
-from .base import Model, checked_name, file_digest, folder_digest
+from .base import Model, checked_name, folder_digest
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #2454ad27
 VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .folder import RunFolder, read_json, write_text
+from ..files import read_json, write_text
+from .folder import RunFolder
 from ..verdicts import shown
 
 # %% ../../nbs/lib/720_runs.report.ipynb #56bb42b4

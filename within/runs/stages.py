@@ -20,9 +20,10 @@ from .. import __version__
 from ..clock import iso
 from ..context import Context
 from ..errors import Conflict, InvalidInput, StageNotReady, unknown
+from ..files import file_digest, read_json, write_json
 from ..ledger import append
 from ..policies import ModelPolicy, policy_digest
-from .folder import RunFolder, all_runs, file_digest, find_run, read_json, subject_name, write_json
+from .folder import RunFolder, all_runs, find_run, subject_name
 from ..settings import project_root
 from ..verdicts import Decision, Phase, Record
 

@@ -32,10 +32,11 @@ from .. import __version__
 from ..clock import SystemClock, iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
+from ..files import file_digest, read_json, write_json, write_text
 from ..ledger import append, entries
 from ..policies import models_configured, policy_digest
-from .folder import (PRODUCTS, RunFolder, copy_sources, file_digest, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
-                                product_digests, published, read_json, resolve_overrides, subject_name, sweep, write_json, write_text)
+from .folder import (PRODUCTS, RunFolder, copy_sources, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
+                                product_digests, published, resolve_overrides, subject_name, sweep)
 from .report import RunView, stage_view, write_report
 from .stages import sign_lock, take_lock
 from ..settings import project_root
@@ -330,9 +331,15 @@ SERVING_STAGES = ("stage", "shadow", "abtest", "rollout", "finalize", "monitor")
 Progress = Callable[[str, str, str, float], None]   # (event, stage, text, seconds); events: run, start, end, skip
 
 
-def note_sweep(folder: RunFolder, stage: str) -> None:
-    "Set aside what an earlier attempt left, and say so in the log."
-    if moved := sweep(folder, stage): log(folder, f"{stage}: an unfinished attempt was moved to {folder.relative(moved)}")
+def note_sweep(ctx: Context, folder: RunFolder, stage: str) -> None:
+    "Set aside what an earlier attempt left, and say so in the log; of what the ledger vouched for, also in the ledger."
+    before, files = published(ctx, folder).get(stage), product_digests(folder, stage)
+    if not (moved := sweep(folder, stage)): return
+    log(folder, f"{stage}: an unfinished attempt was moved to {folder.relative(moved)}")
+    if before is None or not files: return
+    old = {k: folder.product(stage, k).relative_to(folder.home).as_posix() for k in PRODUCTS}
+    new = {(moved / Path(old[k]).name).relative_to(folder.home).as_posix(): d for k, d in files.items()}
+    append(ctx, "superseded", folder.id, {"stage": stage, "intact": files == before["products"], "removed": sorted(old.values())}, files=new)
 
 
 def is_remembered(ctx: Context, result: RunOutcome) -> bool:
@@ -410,7 +417,7 @@ def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Pr
     progress("run", folder.id, str(folder.path), 0.0)
     for stage in done: progress("skip", stage, "done before", 0.0)
     todo, executed = folder.intention["stages"][len(done):], []
-    for stage in todo: note_sweep(folder, stage)
+    for stage in todo: note_sweep(ctx, folder, stage)
     with stage_environment(ctx, folder), ExitStack() as held:
         inner, dag, serving = Context.open(seed=folder.intention["seed"]), load_dag(), False
         for stage in todo:
