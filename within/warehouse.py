@@ -85,8 +85,9 @@ class Warehouse:
     @cached_property
     def _connection(self) -> Any:
         import ibis
-        hour = 3_600_000  # ms: DuckDB's own progress bar would write into logs and notebooks
-        return ibis.duckdb.connect(autoinstall_known_extensions=False, autoload_known_extensions=False, progress_bar_time=hour)
+        connection = ibis.duckdb.connect(autoinstall_known_extensions=False, autoload_known_extensions=False)
+        connection.con.execute("PRAGMA disable_progress_bar")  # a session's setting: it would write into logs and notebooks
+        return connection
 
     def connection(self) -> Any:
         "An Ibis DuckDB connection that never reaches for the network."
