@@ -85,9 +85,7 @@ class Warehouse:
     @cached_property
     def _connection(self) -> Any:
         import ibis
-        connection = ibis.duckdb.connect(autoinstall_known_extensions=False, autoload_known_extensions=False)
-        connection.con.execute("PRAGMA disable_progress_bar")  # a session's setting: it would write into logs and notebooks
-        return connection
+        return ibis.duckdb.connect(autoinstall_known_extensions=False, autoload_known_extensions=False)
 
     def connection(self) -> Any:
         "An Ibis DuckDB connection that never reaches for the network."
