@@ -26,7 +26,7 @@ PHASE_COLOURS = {Phase.PASSED: GREEN, Phase.FAILED: ORANGE, Phase.INCONCLUSIVE: 
 def png(figure: Any) -> bytes:
     "A figure as PNG bytes, sharp enough for a telephone."
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", pad_inches=0.08)
     return buffer.getvalue()
 
 
@@ -108,6 +108,7 @@ def lines(curves: Mapping[str, Sequence[float]], x: str, y: str, mark: float | N
         axes.plot(at, values, style, color=colour, linewidth=2, label=name, marker=dot, markersize=3.5)
     if mark is not None: axes.axvline(mark, color=GREY, linestyle="--", linewidth=1.2, label=mark_name)
     if over is not None: figure.autofmt_xdate()
+    else: axes.xaxis.get_major_locator().set_params(integer=True)
     return finished(figure, axes)
 
 

@@ -6,9 +6,9 @@
 __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'code_version', 'installed_packages', 'planned',
            'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag',
            'build_stage', 'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing',
-           'looked_at_since', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text', 'run_view',
-           'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised', 'step',
-           'walk', 'retrain']
+           'looked_at_since', 'in_short', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text',
+           'run_view', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised',
+           'step', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -261,13 +261,19 @@ def standing(ctx: Context, folder: RunFolder, until: str | None = None) -> tuple
         if decision.outcome is Phase.INCONCLUSIVE and looked_at_since(ctx, bodies[stage]["entry"], bodies.get("register", {})): return done[:-1], None
         if not decision.passed: return done, outcome(folder, decision.outcome, stage, decision.reason)
         if stage == until and stage != want["stages"][-1]: return done, outcome(folder, Phase.PENDING, stage, resume_command(folder))
-    return done, outcome(folder, Phase.PASSED, done[-1], decision.reason)
+    return done, outcome(folder, Phase.PASSED, done[-1], in_short(folder, decision.reason))
 
 
 def looked_at_since(ctx: Context, entry: int, registered: Mapping) -> bool:
     "Whether a reviewer said something about the run's model after a ledger entry: an inconclusive stage then runs again."
     model_id = registered.get("outputs", {}).get("model_id")
     return model_id is not None and any(e.seq > entry for kind in ("approval", "rejection") for e in entries(ctx, kind, model_id))
+
+
+def in_short(folder: RunFolder, otherwise: str) -> str:
+    "What a passed run comes down to: who is champion now, by how much on held-out rows, and what users' traffic said."
+    files = [folder.product(stage, "decision") for stage in ("finalize", "evaluate", "abtest")]
+    return ". ".join(read_json(f)["decision"]["reason"].split(";")[0] for f in files if f.is_file()) or otherwise
 
 
 def resume_command(folder: RunFolder) -> str: return f"go on with: within retrain {folder.intention['model']} --run {folder.id}"
@@ -381,7 +387,7 @@ def after_stage(folder: RunFolder, stage: str, decision: Decision | None, error:
     if decision.outcome is Phase.WAITING:
         return outcome(folder, Phase.WAITING, stage, decision.reason, executed, decision.outputs.get("until"), decision.outputs.get("needs", ""))
     if not decision.passed: return outcome(folder, decision.outcome, stage, decision.reason, executed)
-    if stage == stages[-1]: return outcome(folder, Phase.PASSED, stage, decision.reason, executed)
+    if stage == stages[-1]: return outcome(folder, Phase.PASSED, stage, in_short(folder, decision.reason), executed)
     if stage == until: return outcome(folder, Phase.PENDING, stage, resume_command(folder), executed)
     return outcome(folder, Phase.RUNNING, stage, decision.reason, executed)
 
