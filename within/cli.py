@@ -143,7 +143,7 @@ def run_rows(ctx: Any) -> list[tuple]:
     for folder in reversed(all_runs(ctx.settings.home)):
         row = ctx.store.get("run", folder.id)
         b = row.body if row else {"model": folder.intention["model"], "phase": "pending", "stage": "", "reason": "was stopped in its first stage"}
-        rows.append((folder.id, b["model"], b["phase"], b["stage"], b["reason"][:120]))
+        rows.append((folder.id, b["model"], {"failed": "declined"}.get(b["phase"], b["phase"]), b["stage"], b["reason"][:120]))
     return rows
 
 

@@ -128,6 +128,7 @@ def improvement_verdict(percent: float, low: float, high: float, wanted: float, 
     said = {Phase.PASSED: "clears", Phase.FAILED: "stays below", Phase.INCONCLUSIVE: "cannot show"}[phase]
     reason = (f"RMSE improved by {percent:.2f} % over {against} (95 % interval {low:.2f} to {high:.2f} %, {rows:,} rows): "
               f"it {said} the {wanted:g} % that the policy asks for at the lower end")
+    if low <= 0 <= high: reason += ", and the interval includes 0: no improvement can be shown at all"
     return Verdict("performance.improvement", phase, reason, percent, low, high, wanted, rows)
 
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #b209f1ca
