@@ -234,6 +234,12 @@ def test_readme_commands_exist():
         assert done.returncode == 0, f"the README says `within {name}`: {done.stderr[-500:]}"
 
 
+def test_the_readmes_picture_is_the_pipeline():
+    drawn = (ROOT / "docs" / "dag.svg").read_text()
+    names = [t["name"] for t in yaml.safe_load((ROOT / "pipeline.yaml").read_text())["tasks"]]
+    assert [n for n in re.findall(r">([a-z]+)<", drawn) if n in names] == names
+
+
 def test_names_on_disk():
     for name in ("README.md", "ARCHITECTURE.md", "LICENSE", "settings.ini", "environment.yml", "pipeline.yaml", "env.yaml", "Makefile", "requirements.lock",
                  "pyproject.toml", ".gitattributes", ".ci/run", "nbs/lib", "nbs/stages", "configs/policies.yml"):
