@@ -1,10 +1,8 @@
 """The `within` command as a person meets it: exit codes, sentences instead of tracebacks, and speed."""
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,14 +25,9 @@ def within(tmp_path):
     return call
 
 
-def test_help_is_quick_and_imports_nothing_heavy(within):
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        shown = within("--help")
-        seconds.append(time.perf_counter() - start)
+def test_help_lists_the_commands_and_imports_nothing_heavy(within):
+    shown = within("--help")
     assert shown.returncode == 0 and all(c in shown.stdout for c in ("retrain", "runs", "show", "check", "approve", "reject", "status", "rollback", "ingest"))
-    assert statistics.median(seconds) <= 0.4 or os.getloadavg()[0] > 3, seconds
     code = "import within.cli, sys; print([m for m in ('pandas', 'ploomber', 'mlflow', 'sqlalchemy', 'xgboost', 'rich.console') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
 
@@ -80,3 +73,12 @@ def test_check_names_file_and_line(within, tmp_path):
 
 def test_debug_shows_the_traceback(within):
     assert "Traceback" in within("--debug", "retrain", "nobody").stderr
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(within):
+    reading = "from within.cli import main; import sys; sys.argv = ['within', 'status']; main()"
+    env = os.environ | {"WITHIN_HOME": str(within.home)}
+    child = subprocess.Popen([sys.executable, "-c", reading], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
+    child.stdout.close()   # before it writes its first line
+    assert child.wait(60) == 141 and child.stderr.read() == ""
+    child.stderr.close()

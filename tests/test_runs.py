@@ -93,12 +93,11 @@ def test_passes_publishes_and_is_quick_the_second_time(project):
     assert "override: train.rounds = 7" in page and "trained &lt;b&gt;7&lt;/b&gt; trees" in page and "<b>7" not in page and "Does prepare work?" in page
     assert not Path("home/products").exists() and Path.cwd() == project and "WITHIN_ATTEMPT" not in os.environ
 
-    code = ("import sys, time, json; t = time.perf_counter(); from within.runs.walk import retrain;"
+    code = ("import sys, json; from within.runs.walk import retrain;"
             "r = retrain('ad_score_predictor', run='r1');"
-            "print(json.dumps([str(r.phase), list(r.executed), 'ploomber' in sys.modules, time.perf_counter() - t]))")
+            "print(json.dumps([str(r.phase), list(r.executed), 'ploomber' in sys.modules]))")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
-    phase, executed, ploomber, seconds = json.loads(out)
-    assert (phase, executed, ploomber) == ("passed", [], False) and seconds < 6
+    assert json.loads(out) == ["passed", [], False]   # nothing is executed and Ploomber not even imported; its seconds are a bench row
 
 
 def test_until_then_on(project):

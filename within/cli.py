@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['EPILOG', 'app', 'audit', 'MARKS', 'exit_code_of', 'say_error', 'Commands', 'everywhere', 'open_context',
-           'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan', 'retrain', 'run_rows', 'runs',
-           'show', 'needs_of', 'outbox_of', 'status', 'models_meant', 'decide', 'approve', 'reject', 'live_deployment',
-           'rollback', 'ingest', 'register', 'bootstrap', 'attempted', 'pipeline_problems', 'problems_of', 'check',
-           'verify', 'serve', 'free_home', 'demo', 'main']
+           'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan', 'retrain', 'called', 'run_rows',
+           'runs', 'show', 'needs_of', 'outbox_of', 'status', 'models_meant', 'decide', 'approve', 'reject',
+           'live_deployment', 'rollback', 'ingest', 'register', 'bootstrap', 'attempted', 'pipeline_problems',
+           'problems_of', 'check', 'verify', 'serve', 'free_home', 'demo', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -39,6 +39,9 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try: return super().invoke(ctx)
+        except BrokenPipeError:   # the reader (`| head`) has seen enough: nothing is wrong, and there is nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
         except (WithinError, OSError, ValueError, RuntimeError, LookupError, TypeError, AssertionError, ImportError, AttributeError) as error:
             if isinstance(error, RuntimeError) and type(error).__module__.startswith(("click", "typer")): raise
             say_error(error)
@@ -136,6 +139,12 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     raise typer.Exit(result.exit_code)
 
 # %% ../nbs/lib/790_cli.ipynb #a73ceaa0
+def called(phase: str) -> str:
+    "What the report calls a run's phase."
+    from within.runs.report import WORDS
+    return WORDS[phase]
+
+
 def run_rows(ctx: Any) -> list[tuple]:
     "(run, model, phase, stage, reason) of every run, newest first."
     from within.runs.folder import all_runs
@@ -143,7 +152,7 @@ def run_rows(ctx: Any) -> list[tuple]:
     for folder in reversed(all_runs(ctx.settings.home)):
         row = ctx.store.get("run", folder.id)
         b = row.body if row else {"model": folder.intention["model"], "phase": "pending", "stage": "", "reason": "was stopped in its first stage"}
-        rows.append((folder.id, b["model"], {"failed": "declined"}.get(b["phase"], b["phase"]), b["stage"], b["reason"][:120]))
+        rows.append((folder.id, b["model"], called(b["phase"]), b["stage"], b["reason"][:120]))
     return rows
 
 
@@ -162,9 +171,9 @@ def show(run: Annotated[str, typer.Argument(help="A run's id.")]) -> None:
     ctx = open_context()
     folder = find_run(ctx.settings.home, run)
     bodies, row = published(ctx, folder), ctx.store.get("run", run)
-    rows = [(s, bodies.get(s, {}).get("outcome", "not run"), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
+    rows = [(s, called(bodies.get(s, {}).get("outcome", "pending")), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
     print_table(("stage", "outcome", "why"), rows)
-    if row: typer.echo(f"{row.body['phase']} at {row.body['stage']}: {row.body['reason']}")
+    if row: typer.echo(f"{called(row.body['phase'])} at {row.body['stage']}: {row.body['reason']}")
     for attempt in folder.attempts(): typer.echo(f"attempt {attempt.name}: {', '.join(sorted(p.name for p in attempt.iterdir()))}")
     typer.echo(f"report: {folder.report}")
 
