@@ -153,6 +153,10 @@ def test_a_product_changed_by_hand_runs_again(project):
     decision = RunFolder(ctx.settings.home, "r1").product("prepare", "decision")
     decision.write_text(decision.read_text().replace("prepared", "improved"))
     assert not verify(ctx).ok
+    (ctx.settings.home / "break").touch()   # the new try ends before it could replace what was moved away
+    assert retrain("ad_score_predictor", run="r1", ctx=ctx).exit_code == 1 and verify(ctx).ok
+    assert [(e.body["stage"], e.body["intact"]) for e in entries(ctx, "superseded", "r1")] == [("prepare", False), ("train", True)]
+    (ctx.settings.home / "break").unlink()
     again = retrain("ad_score_predictor", run="r1", ctx=ctx)
     assert again.executed == ("prepare", "train") and verify(ctx).ok and "improved" in Path(decision.parents[1] / "attempts/1" / decision.name).read_text()
 
@@ -202,6 +206,23 @@ def test_a_full_disk_is_an_error_and_resumes(project, monkeypatch):
     assert (full.phase, full.exit_code) == (Phase.ERROR, 1) and "no space left" in full.reason
     monkeypatch.setattr(run_files.os, "fsync", really)
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).phase is Phase.PASSED
+
+
+def test_a_full_disk_under_a_decision_loses_nothing(project):
+    ctx = context(project)
+    full = ("import errno, os\n"
+            "def no_space(fd): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+            "really, os.fsync = os.fsync, no_space if (home / 'full').exists() else os.fsync\n"
+            "stage.conclude(Decision('passed', 'trained'))\n"
+            "os.fsync = really")
+    write_notebook(project / "nbs/stages/s20_train.ipynb", "train", "upstream = ['prepare']", "rounds = 5  # int, trees", full)
+    (ctx.settings.home / "full").touch()
+    ended = retrain("ad_score_predictor", run="r1", ctx=ctx)
+    folder = RunFolder(ctx.settings.home, "r1")
+    assert (ended.exit_code, ended.stage) == (1, "train") and "no space left while writing train.decision.json" in ended.reason
+    assert not folder.product("train", "decision").exists() and not list(folder.path.rglob("*train.decision.json*"))
+    (ctx.settings.home / "full").unlink()
+    assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == ("train",) and verify(ctx).ok
 
 
 def test_refused_before_anything_is_made(project):
