@@ -137,6 +137,7 @@ def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) 
 # %% ../../nbs/lib/725_runs.walk.ipynb #2d71c74f
 QUIET = {"PLOOMBER_STATS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0",
          "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "GIT_PYTHON_REFRESH": "quiet",
+         "PYTHONWARNINGS": "ignore:IProgress not found",   # a progress bar that a stored notebook could not show anyway
          "OMP_WAIT_POLICY": "PASSIVE"}   # threads that wait do not burn a core that a gateway or a neighbour needs
 
 
