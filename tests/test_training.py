@@ -113,6 +113,21 @@ def test_the_same_model_is_not_better_than_itself(ctx, ads):
     assert (found.improvement_percentage, found.low, found.high) == (0, 0, 0) and found.verdict.phase is Phase.FAILED
 
 
+def test_rows_the_champion_learned_from_do_not_count(ctx, ads):
+    rows = ads.assign(created_at=pd.date_range("2023-01-01", periods=len(ads), freq="2h"))   # to 2023-07-19
+    eager = ModelTrainer(predictor(n_estimators=400, max_depth=8), experiment_tracking=False, ctx=ctx)
+    seen = eager.train(rows[:1600], rows[1600:1700], FEATURES, TARGET).model
+    ModelRegistry(ctx).register_model(seen, "ad_score_predictor", "2.1.0", training_data_info={"end_date": "2023-05-14"})
+    new = ModelTrainer(predictor(), experiment_tracking=False, ctx=ctx).train(rows[1000:1800], rows[1800:1900], FEATURES, TARGET).model
+    found = ModelEvaluator(ctx).compare_models(new, "2.1.0", rows, FEATURES, TARGET, unit="account_id")
+    later = rows[rows.created_at >= "2023-05-15"]
+    assert found.rows == len(later) == 792 and "later than 2023-05-14" in found.verdict.reason
+    expected = (1 - measure(later[TARGET], new.predict(later))["rmse"] / measure(later[TARGET], seen.predict(later))["rmse"]) * 100
+    assert found.improvement_percentage == pytest.approx(expected) and expected > 0
+    few = ModelEvaluator(ctx).compare_models(new, "2.1.0", rows[:1700], FEATURES, TARGET, unit="account_id")
+    assert few.rows == 1700 and "favours it" in few.verdict.reason
+
+
 def test_which_model_a_version_belongs_to(ctx, ads):
     model, registry, evaluator = trained(ctx, ads).model, ModelRegistry(ctx), ModelEvaluator(ctx)
     for name in ("upworthy", "hillstrom"): registry.register_model(model, name, "1.0.0")
