@@ -165,11 +165,11 @@ def test_changing_routes_under_load_fails_no_request(small):
     threads = [threading.Thread(target=load, args=(k,)) for k in range(4)]
     for t in threads: t.start()
     try:
-        for i in range(6):
+        for i in range(12):   # a new default every second time: its predecessor is left with requests on their way
             route = current(small, "production", NAME)
-            shares = [Share("rollout", "1.1.0", 20 * i)] if i % 2 else []
+            shares = [Share("rollout", "1.1.0", 8 * i)] if i % 2 else []
             shadows = [Shadow("1.1.0")] if i == 2 else []
-            change(small, replace(route, default="1.1.0" if i == 4 else "1.0.0", shares=shares, shadows=shadows), route.revision, by="test")
+            change(small, replace(route, default="1.1.0" if i % 4 == 2 else "1.0.0", shares=shares, shadows=shadows), route.revision, by="test")
     finally:
         stop.set()
         for t in threads: t.join()

@@ -67,6 +67,7 @@ class Answering:
         rows = len(asked.records)
         self.outputs: list[float | None] = [None] * rows
         self.shares: list[tuple[str, str]] = [("", "")] * rows  # variant, version
+        self.tried: list[set[str]] = [set() for _ in range(rows)]  # versions that failed it
         self.failed: str | None = None
         self.left, self.started = rows, time.perf_counter()
         self.future = asyncio.get_running_loop().create_future()
@@ -81,10 +82,17 @@ class Answering:
         self.shares[i] = (variant, version)
         self.gateway.link(self.route.model, version).submit(self.asked.records[i], lambda output, error: self.done(i, output, error))
 
+    def another(self, i: int, failed: str) -> str | None:
+        "Who answers a row instead: the default of its route, or the default that took its place meanwhile; nobody twice."
+        self.tried[i].add(failed)
+        followed = self.gateway.follower.routes.get(self.route.model)
+        defaults = (self.route.default, followed.route.default if followed else self.route.default)
+        return next((v for v in defaults if v not in self.tried[i]), None)
+
     def done(self, i: int, output: float | None, error: str | None) -> None:
         variant, version = self.shares[i]
         self.gateway.record(self, i, variant, version, "live", output, error)
-        if error is not None and version != self.route.default: return self.ask(i, "fallback", self.route.default)
+        if error is not None and (other := self.another(i, version)): return self.ask(i, "fallback", other)
         self.outputs[i] = output
         if error is not None: self.failed = error
         self.left -= 1

@@ -128,12 +128,13 @@ class Followed:
 class Follower:
     "The links and routes of one gateway."
 
-    def __init__(self, settings: Any, flush: Callable[[], None], patience: float = 20.0): # seconds
+    def __init__(self, settings: Any, flush: Callable[[], None], patience: float = 20.0, farewell: float = 5.0): # seconds
         self.routes: dict[str, Followed] = {}
         self.wanted: dict[str, Route] = {}
         self.links: dict[tuple[str, str], HostLink] = {}
         self._settings, self._flush, self._patience = settings, flush, patience
         self._since: dict[tuple[str, int | None], float] = {}
+        self._farewell, self._unneeded = farewell, {}  # requests on their way still follow the route of before, so its links outlive it a little
 
     def link(self, model: str, version: str) -> HostLink:
         "The link to a version's host, made when it is first needed."
@@ -157,7 +158,10 @@ class Follower:
                 self.routes[model] = Followed(route, self.kinds(route))
         needed = {(m, v) for f in self.routes.values() for m, v in ((f.route.model, v) for v in f.route.versions)}
         needed |= {(m, v) for m, r in self.wanted.items() for v in r.versions}
-        for key in set(self.links) - needed: self.links.pop(key).close()
+        for key in set(self.links):
+            idle = now - self._unneeded.setdefault(key, now) > self._farewell and not self.links[key].waiting
+            if key in needed: self._unneeded.pop(key)
+            elif idle: self.links.pop(key).close(), self._unneeded.pop(key)
 
     def kinds(self, route: Route) -> dict[str, str]:
         "Features of all versions of a route."
