@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from within.errors import InvalidInput, UnknownDataset, UnknownModel, UnknownModelVersion
-from within.ml.retraining import RetrainingEvaluator, concluded, drift_verdict, judged, matured_rows
+from within.ml.retraining import RetrainingEvaluator, concluded, matured_rows
+from within.ml.triggers import drift_verdict, judged
 from within.verdicts import Phase
 from within.warehouse import DatasetInfo
 from within.windows import parse_window
@@ -108,7 +109,7 @@ def test_misuse_says_what_is_allowed(ctx, evaluator):
 
 def test_a_challenger_that_cannot_be_fitted_changes_no_answer(evaluator, monkeypatch):
     def broken(*_, **__): raise MemoryError("no room")
-    monkeypatch.setattr("within.ml.retraining.quick_challenger", broken)
+    monkeypatch.setattr("within.ml.challenger.quick_challenger", broken)
     decision = evaluator.evaluate_retraining_need(evaluator.analyze_performance("2.1.0", "rolling_90d"), evaluator.analyze_drift(JUNE))
     assert decision.should_retrain and decision.expected_improvement is None and "no room" in decision.notes[0]
 

@@ -47,7 +47,9 @@ class TriggerPolicy(Policy):
     js_divergence: Share = 0.2       # bits, per feature
     accuracy_drop: Share = 0.05      # relative to the accuracy at registration
     volume_growth: Annotated[float, Field(gt=0, le=100)] = 0.2   # relative to the champion's snapshot
+    degradation: dict[Name, Share] = {}   # further metrics: relative decline since registration
     correlation_shift: Annotated[float, Field(gt=0, le=2)] = 0.3
+    drift_thresholds: Literal["fixed", "learned"] = "fixed"   # which of the two decides; both are shown
     schedule: Literal["monthly", "quarterly", "bi-annual"] = "quarterly"
 
 
