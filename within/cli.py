@@ -7,7 +7,7 @@ __all__ = ['EPILOG', 'app', 'audit', 'MARKS', 'exit_code_of', 'say_error', 'Comm
            'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan', 'retrain', 'called', 'run_rows',
            'runs', 'show', 'needs_of', 'outbox_of', 'status', 'models_meant', 'decide', 'approve', 'reject',
            'live_deployment', 'rollback', 'ingest', 'register', 'bootstrap', 'attempted', 'pipeline_problems',
-           'problems_of', 'check', 'verify', 'serve', 'free_home', 'demo', 'main']
+           'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'free_home', 'demo', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -350,6 +350,38 @@ def verify() -> None:
     result = walk(open_context())
     typer.echo(f"{result.entries} entries and {result.files} files: {'nothing was changed' if result.ok else result.first_fault}")
     raise typer.Exit(0 if result.ok else 1)
+
+# %% ../nbs/lib/790_cli.ipynb #4e80f25c
+def changes_of(sets: list[str]) -> dict[str, str]:
+    "`key=value` words as a mapping; raises `InvalidInput` for a word without `=`."
+    pairs = [s.partition("=") for s in sets]
+    for word, (key, sign, _) in zip(sets, pairs, strict=True):
+        if not sign or not key.strip(): raise InvalidInput(f"--set {word!r}: write KEY=VALUE, such as triggers.js_divergence=0.1")
+    return {key.strip(): value for key, _, value in pairs}
+
+
+@app.command()
+def backtest(model: Annotated[str, typer.Argument(help="A model of configs/.")],
+             start: Annotated[str, typer.Option("--from", help="First day, such as 2023-01-01.")],
+             end: Annotated[str, typer.Option("--to", help="Last day; nothing after the clock's time is known.")],
+             step: Annotated[str, typer.Option(help="How often the triggers are asked.")] = "7d",
+             sets: Annotated[list[str] | None, typer.Option("--set", help="Try another value: triggers.js_divergence=0.1; repeatable.")] = None,
+             price: Annotated[float, typer.Option(help="Of one retraining: the policy's improvement over this many months of rows.")] = 1.0,
+             source: Annotated[str, typer.Option(help="An ingested dataset instead of the model's own.")] = "") -> None:
+    "Replay history under a retraining policy: what fires when, what each retraining gains, beside never, monthly and an oracle."
+    from within.backtests import write_backtest
+    from within.ml.retraining_backtest import backtest as replayed
+    from within.ml.retraining_backtest import times_of
+    from within.policies import adjusted
+    from within.world import steps
+    ctx, changes = open_context(), changes_of(sets or [])
+    policy = adjusted(ctx.policy(model), changes)
+    with steps(3 * len(times_of(start, end, step, ctx.now()))) as tell:
+        result = replayed(model, start, end, step, policy, source or None, price, changed=changes, ctx=ctx, tell=tell)
+    strategies = [(s["strategy"], s["retrainings"], f"{s['rmse']:.3f}", f"{s['total']:.2f}") for s in result.strategies]
+    print_table(("strategy", "retrainings", "RMSE", "squared error, retrainings paid"), strategies)
+    print_table(("trigger", "first fired", "days fired", "days unclear"), [tuple(r) for r in result.firings().reset_index().values.tolist()])
+    typer.echo(f"{result.sentence}\npage: {write_backtest(ctx, result)}")
 
 # %% ../nbs/lib/790_cli.ipynb #55448633
 @app.command()

@@ -6,7 +6,7 @@
 __all__ = ['Share', 'Percentage', 'Duration', 'Name', 'Count', 'Seed', 'SUITES', 'Policy', 'TriggerPolicy', 'FeaturePolicy',
            'MinimumPolicy', 'TrainingPolicy', 'SearchPolicy', 'Limit', 'GatePolicy', 'RollbackTrigger', 'ShadowPolicy',
            'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy', 'ReleasePolicy', 'MonitoringPolicy',
-           'ModelPolicy', 'read_yaml', 'validated', 'load_policy', 'models_configured', 'policy_digest',
+           'ModelPolicy', 'read_yaml', 'validated', 'load_policy', 'models_configured', 'policy_digest', 'adjusted',
            'EnvironmentPolicy', 'ChannelPolicy', 'Environments', 'Alerts', 'load_environments', 'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
@@ -279,6 +279,20 @@ def models_configured(configs: Path) -> list[str]:
 def policy_digest(policy: Policy) -> str:
     "sha256 (hex) of the policy's values, independent of the order and comments of its file."
     return hashlib.sha256(json.dumps(policy.model_dump(mode="json", by_alias=True), sort_keys=True).encode()).hexdigest()
+
+# %% ../nbs/lib/030_policies.ipynb #df98bd33
+def adjusted(policy: ModelPolicy, changes: Mapping[str, Any]) -> ModelPolicy:
+    "The policy with values replaced by dotted key, e.g. `triggers.js_divergence`; text is read as YAML. Raises `ConfigError`."
+    data = policy.model_dump(mode="json", by_alias=True)
+    for key, value in changes.items():
+        *path, last = str(key).split(".")
+        place: Any = data
+        for part in path:
+            if part not in (place if isinstance(place, dict) else {}): raise ConfigError(str(unknown("key", part, place or ())), key=str(key))
+            place = place[part]
+        if not isinstance(place, dict): raise ConfigError(f"{'.'.join(path)} holds one value, not keys", key=str(key))
+        place[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    return validated(ModelPolicy, data, Path("--set"), {})
 
 # %% ../nbs/lib/030_policies.ipynb #dff557f4
 class EnvironmentPolicy(Policy):
