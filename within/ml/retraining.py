@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULE_DAYS', 'matured_rows', 'within_window', 'data_end', 'champion_on', 'PerformanceAnalysis',
-           'reference_accuracy', 'VolumeAnalysis', 'snapshot_rows', 'training_window', 'schedule_verdict',
+           'reference_accuracy', 'VolumeAnalysis', 'daily_counts', 'training_window', 'schedule_verdict',
            'RetrainingDecision', 'concluded', 'RetrainingEvaluator', 'performance', 'declines', 'drift', 'volume',
            'decided', 'expected_improvement']
 
@@ -106,24 +106,23 @@ def reference_accuracy(ctx: Context, info: ModelInfo) -> tuple[float | None, flo
 # %% ../../nbs/lib/500_ml.retraining.ipynb #0af78e43
 @dataclass(frozen=True)
 class VolumeAnalysis(Record):
-    "How many rows a training window holds now against the champion's."
+    "How many rows a day come now against the champion's training window."
     model: str
+    period: str
     rows_now: int
-    rows_then: int | None
-    window_days: float
+    rows_a_day: float
+    rows_a_day_then: float | None
     growth: float | None   # relative, 0.2 = 20 % more
     verdict: Verdict
 
 
-def snapshot_rows(ctx: Context, info: ModelInfo) -> tuple[int | None, str]:
-    "How many rows a version's snapshot held, and where the figure comes from."
-    if info.lineage.get("snapshot"):
-        try: return len(open_snapshot(ctx, info.lineage["snapshot"], verify=False)), "rows of its snapshot"
-        except LookupError: pass
-    known = info.training_data_info or {}
-    for key in ("rows", "samples"):
-        if known.get(key): return int(known[key]), f"{key} recorded at registration"
-    return None, "not recorded"
+def daily_counts(table: Any, time: str, window: Window) -> np.ndarray:
+    "Rows of an Ibis table on each whole day of a window, zeros included; one grouped query."
+    chosen = within_window(table, time, window)
+    counted = chosen.group_by(day=chosen[time].date()).aggregate(rows=chosen.count()).to_pandas()
+    first, days = window.start.date(), int(window.days)
+    at = [(pd.Timestamp(d).date() - first).days for d in counted["day"]]
+    return np.bincount(at, counted["rows"], minlength=days)[:days] if len(at) else np.zeros(days)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #c8d0692a
 def training_window(info: ModelInfo) -> Window | None:
@@ -195,9 +194,9 @@ class RetrainingEvaluator:
         "Divergence of every feature between two windows; the reference defaults to the champion's training window."
         return drift(self, reference_period, parse_window(current_period, self.ctx.now()))
 
-    def analyze_volume(self) -> VolumeAnalysis:
-        "Rows in a window as long as the champion's, ending now (or with the data), against the champion's snapshot."
-        return volume(self)
+    def analyze_volume(self, current_period: str = "last_30_days") -> VolumeAnalysis:
+        "Rows a day in a window against rows a day in the champion's training window."
+        return volume(self, parse_window(current_period, self.ctx.now()))
 
     def evaluate_retraining_need(self, performance_analysis: PerformanceAnalysis, drift_analysis: DriftAnalysis,
                                  volume_analysis: VolumeAnalysis | None = None) -> RetrainingDecision:
@@ -242,16 +241,14 @@ def drift(e: RetrainingEvaluator, reference_period: str | None, current: Window)
     return fit_reference(parts[0], columns=columns).compare(parts[1], threshold=e.policy.triggers.js_divergence)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #2ae24edc
-def volume(e: RetrainingEvaluator) -> VolumeAnalysis:
+def volume(e: RetrainingEvaluator, window: Window) -> VolumeAnalysis:
     "See `RetrainingEvaluator.analyze_volume`."
-    policy, now = e.policy, data_end(e.ctx, e.dataset)
-    trained = training_window(e.champion) if e.champion else None
-    window = Window(now - (trained.end - trained.start if trained else timedelta(days=policy.training.window_days)), now)
-    chosen = within_window(e.ctx.warehouse.table(e.dataset), e.info.time, window)
-    rows = int(chosen.filter(chosen[e.roles.target].notnull()).count().execute())
-    then, where = snapshot_rows(e.ctx, e.champion) if e.champion else (None, "there is no champion")
-    v = volume_verdict(rows, then, window.days, where, policy.triggers.volume_growth)
-    return VolumeAnalysis(e.model_name, rows, then, window.days, v.figure, v)
+    table, trained = e.ctx.warehouse.table(e.dataset), training_window(e.champion) if e.champion else None
+    now = daily_counts(table, e.info.time, window)
+    then = daily_counts(table, e.info.time, trained) if trained else np.array([])
+    v = volume_verdict(now, then, e.policy.triggers.volume_growth)
+    before = float(np.mean(then)) if len(then) else None
+    return VolumeAnalysis(e.model_name, str(window), int(now.sum()), float(np.mean(now)), before, v.figure, v)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #913dc265
 def decided(e: RetrainingEvaluator, performance_analysis: Any, drift_analysis: Any, volume_analysis: Any) -> RetrainingDecision:

@@ -58,6 +58,11 @@ class History:
         t = self.frame[self.time]
         return self.frame[(t >= pd.Timestamp(window.start)) & (t < pd.Timestamp(window.end))]
 
+    def daily(self, window: Window) -> np.ndarray:
+        "Rows a day over the whole days of a window, zeros included."
+        day = (self.rows(window)[self.time] - pd.Timestamp(window.start)) // pd.Timedelta(days=1)
+        return np.bincount(day.to_numpy(int), minlength=int(window.days))[:int(window.days)]
+
     def known(self, window: Window, at: datetime) -> pd.DataFrame:
         "Rows of a window whose outcome had come by `at`."
         rows = self.rows(window)
@@ -75,7 +80,6 @@ class Candidate:
     test: pd.DataFrame
     then: Measured
     features: tuple[str, ...]
-    rows: int                 # all rows of its window that were known
 
     @cached_property
     def reference(self) -> Any: return fit_reference(self.train[list(self.features)])
@@ -94,7 +98,7 @@ def candidate(policy: Any, history: History, at: datetime, ctx: Context) -> Cand
     train, test = few[~out], few[out]
     model = quick_challenger(policy, ctx).fit(train[features], train[history.target])
     then = measured(model, test, history.target, policy.score_threshold, history.unit, ["rmse", *policy.triggers.degradation])
-    return Candidate(at, model, window, train, test, then, tuple(features), len(frame))
+    return Candidate(at, model, window, train, test, then, tuple(features))
 
 # %% ../../nbs/lib/505_ml.retraining_backtest.ipynb #18873f40
 LOOK = timedelta(days=30)
@@ -110,8 +114,7 @@ def triggers_at(policy: Any, history: History, place: Candidate, at: datetime) -
         found.append(accuracy_verdict("it", now, place.then.accuracy, place.then.se, t.accuracy_drop))
         found += [degradation_verdict(m, "it", now, place.then.metrics.get(m), place.then.rows, limit) for m, limit in t.degradation.items()]
     if len(seen): found.append(drift_verdict(place.reference.compare(seen[list(place.features)], threshold=t.js_divergence), t.js_divergence))
-    rows = len(history.known(Window(at - (place.window.end - place.window.start), at), at))
-    found.append(volume_verdict(rows, place.rows, policy.training.window_days, "its own window", t.volume_growth))
+    found.append(volume_verdict(history.daily(window), history.daily(place.window), t.volume_growth))
     trained = {"start_date": iso(place.window.start)[:10], "end_date": iso(place.window.end - timedelta(days=1))[:10]}
     found.append(schedule_verdict(policy, _Trained(trained), at))
     return tuple(found)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['judged', 'relative_drop', 'Measured', 'right_interval', 'measured', 'accuracy_verdict', 'decline',
-           'degradation_verdict', 'experiment_verdict', 'volume_verdict', 'drift_verdict']
+           'degradation_verdict', 'experiment_verdict', 'rate_interval', 'volume_verdict', 'drift_verdict']
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #2ee83e1d
 import math
@@ -112,14 +112,24 @@ def experiment_verdict(ctx: Context, model: str, version: str) -> Verdict | None
     return Verdict("trigger.experiment", phase, f"experiment {row.id} {said}: {row.body['result']['reason']}")
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #1569c8c1
-def volume_verdict(rows_now: int, rows_then: int | None, days: float, where: str, threshold: float) -> Verdict:
-    "The volume trigger: how many more rows a window of the same length holds; `where` says where the old count comes from."
-    if not rows_then:
-        why = f"{rows_now:,} rows in {days:.0f} days; nothing to compare with: {where}"
-        return Verdict("trigger.volume", Phase.INCONCLUSIVE, why, threshold=threshold, rows=rows_now)
-    growth = rows_now / rows_then - 1
-    what = f"{rows_now:,} rows in {days:.0f} days against {rows_then:,} ({where}): a growth of"
-    return judged("trigger.volume", what, growth, growth, growth, threshold, rows_now)
+def rate_interval(now: np.ndarray, then: np.ndarray) -> tuple[float, float, float]:
+    "(growth, low, high) of mean rows a day, relative (0.2 = 20 % more); arrays of daily counts, zeros included."
+    means = [float(np.mean(d)) for d in (now, then)]
+    if min(means) <= 0: return (math.inf if means[0] > 0 else -1.0), -1.0, math.inf
+    se = math.hypot(*(float(np.std(d, ddof=1)) / math.sqrt(len(d)) / m if len(d) > 1 else math.inf for d, m in zip((now, then), means, strict=True)))
+    ratio = means[0] / means[1]
+    return ratio - 1, ratio * math.exp(-1.96 * se) - 1, ratio * math.exp(1.96 * se) - 1
+
+
+def volume_verdict(now: np.ndarray, then: np.ndarray, threshold: float) -> Verdict:
+    "The volume trigger: rows a day now against those of the champion's window; both as daily counts."
+    rows, gate = int(np.sum(now)), "trigger.volume"
+    if len(then) == 0 or not np.sum(then):
+        why = f"{rows:,} rows in {len(now)} days; there is no champion's window to compare them with"
+        return Verdict(gate, Phase.INCONCLUSIVE, why, threshold=threshold, rows=rows)
+    if len(now) < 2 or len(then) < 2: return Verdict(gate, Phase.INCONCLUSIVE, "fewer than two days are no rate", threshold=threshold, rows=rows)
+    what = f"{np.mean(now):,.0f} rows a day over {len(now)} days against {np.mean(then):,.0f} in the champion's {len(then)}: a growth of"
+    return judged(gate, what, *rate_interval(np.asarray(now), np.asarray(then)), threshold, rows)
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #78dbf52f
 def drift_verdict(analysis: DriftAnalysis, threshold: float, gate: str = "trigger.data_drift", per_feature: Mapping[str, float] | None = None) -> Verdict:
