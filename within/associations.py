@@ -285,7 +285,7 @@ class Association(Record):
 
     def __str__(self) -> str: return f"{self.first} ~ {self.second}"
 
-
+# %% ../nbs/lib/244_associations.ipynb #50497dd3
 @dataclass(frozen=True, repr=False)
 class Associations(Record):
     "How strongly the columns of a reference are related, pair by pair."

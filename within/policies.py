@@ -48,6 +48,7 @@ class TriggerPolicy(Policy):
     accuracy_drop: Share = 0.05      # relative to the accuracy at registration
     volume_growth: Annotated[float, Field(gt=0, le=100)] = 0.2   # relative to the champion's snapshot
     correlation_shift: Annotated[float, Field(gt=0, le=2)] = 0.3
+    domain_auc: Annotated[float, Field(ge=0.5, lt=1)] = 0.65     # how well today's rows may be told from the champion's; 0.5: not at all
     schedule: Literal["monthly", "quarterly", "bi-annual"] = "quarterly"
 
 
