@@ -103,7 +103,8 @@ def test_a_unit_on_both_sides_stays_in_one_fold():
 def test_the_verdict_has_figure_interval_threshold_and_names():
     analysis = domain_classifier(world(2000), world(2000, seed=1).assign(c=lambda f: f.c + 2))
     verdict = analysis.verdict
-    assert verdict.gate == "trigger.multivariate_drift" and fired(analysis) and (verdict.figure, verdict.low, verdict.high) == (analysis.auc, analysis.low, analysis.high)
+    assert verdict.gate == "trigger.multivariate_drift" and fired(analysis)
+    assert (verdict.figure, verdict.low, verdict.high) == (analysis.auc, analysis.low, analysis.high)
     for text in (f"{analysis.auc:.3f}", f"({analysis.low:.3f} to {analysis.high:.3f})", "0.65", "c ("): assert text in verdict.reason
     assert sum(analysis.features.values()) == pytest.approx(1) and analysis.table().iloc[0]["feature"] == "c" and "| c |" in analysis._repr_markdown_()
     assert json.loads(json.dumps(analysis.to_dict()))["auc"] == analysis.auc and len(analysis.folds) == 5
@@ -147,7 +148,8 @@ def test_misuse_says_what_to_do(changes, words):
 
 def test_changed_columns_are_misuse():
     frame = world(300)
-    for now, words in ((frame.drop(columns="c"), "lacks column 'c'"), (frame.assign(a="x"), "'a' was a number"), (frame.assign(place=3), "'place' was a category")):
+    for now, words in ((frame.drop(columns="c"), "lacks column 'c'"), (frame.assign(a="x"), "'a' was a number"),
+                       (frame.assign(place=3), "'place' was a category")):
         with pytest.raises(InvalidInput, match=words): domain_classifier(frame, now)
     assert domain_classifier(frame, world(300, seed=1).assign(appeared=1.0)).auc is not None, "a column that appeared is not compared"
 

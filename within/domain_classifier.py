@@ -189,12 +189,14 @@ def checked_question(kinds: Mapping[str, str], tables: Iterable[ibis.Table], fol
     if not kinds: raise InvalidInput("no column is left to compare: numbers, booleans and texts take part, times and units do not")
 
 
-def domain_classifier(reference: Any, current: Any, columns: Iterable[str] | None = None, folds: int = 5, most_rows: int = 20_000, seed: int = 0,
-                      threshold: float = 0.65, unit: str | None = None, time: str | None = None, level: float = 0.95, minimum_rows: int = 100) -> DomainAnalysis:
+def domain_classifier(reference: Any, current: Any, columns: Iterable[str] | None = None, folds: int = 5, most_rows: int = 20_000,
+                      seed: int = 0, threshold: float = 0.65, unit: str | None = None, time: str | None = None,
+                      level: float = 0.95, minimum_rows: int = 100) -> DomainAnalysis:
     """Tell `current` from `reference` (tables as `within.drift.as_table` takes them) and say how well that went.
 
-    `columns`: default all numbers, booleans and texts of the reference. `unit`: rows with the same value stay in one fold. `unit` and `time` are never features.
-    At most `most_rows` evenly spread rows a side. Fewer than `minimum_rows` on a side is inconclusive; missing columns and changed types are `InvalidInput`."""
+    `columns`: default all numbers, booleans and texts of the reference; `unit` and `time` are never features. `unit`: rows with the same value
+    stay in one fold. At most `most_rows` evenly spread rows a side. Fewer than `minimum_rows` on a side is inconclusive; missing columns and
+    changed types are `InvalidInput`."""
     columns = list(columns) if columns is not None and not isinstance(columns, str) else columns
     known = columns if isinstance(columns, list) else list(reference.features) if hasattr(reference, "to_arrow") and hasattr(reference, "features") else None
     wanted = known and [*known, *(k for k in (unit,) if k and k not in known)]               # a split of a snapshot reads what is asked for
