@@ -50,6 +50,7 @@ class TriggerPolicy(Policy):
     degradation: dict[Name, Share] = {}   # further metrics: relative decline since registration
     correlation_shift: Annotated[float, Field(gt=0, le=2)] = 0.3
     drift_thresholds: Literal["fixed", "learned"] = "fixed"   # which of the two decides; both are shown
+    domain_auc: Annotated[float, Field(ge=0.5, lt=1)] = 0.65     # how well today's rows may be told from the champion's; 0.5: not at all
     schedule: Literal["monthly", "quarterly", "bi-annual"] = "quarterly"
 
 
