@@ -48,6 +48,7 @@ class TriggerPolicy(Policy):
     accuracy_drop: Share = 0.05      # relative to the accuracy at registration
     volume_growth: Annotated[float, Field(gt=0, le=100)] = 0.2   # relative to the champion's snapshot
     correlation_shift: Annotated[float, Field(gt=0, le=2)] = 0.3
+    false_alarms_per_month: Annotated[float, Field(gt=0, le=30)] = 0.1   # all features and days together, for learned thresholds
     schedule: Literal["monthly", "quarterly", "bi-annual"] = "quarterly"
 
 
