@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['judged', 'relative_drop', 'Measured', 'right_interval', 'measured', 'accuracy_verdict', 'decline',
-           'degradation_verdict', 'experiment_verdict', 'rate_interval', 'volume_verdict', 'drift_verdict']
+           'degradation_verdict', 'experiment_verdict', 'rate_interval', 'volume_verdict', 'drift_verdict',
+           'learned_drift_verdict', 'shown_only']
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #2ee83e1d
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,20 +133,35 @@ def volume_verdict(now: np.ndarray, then: np.ndarray, threshold: float) -> Verdi
     return judged(gate, what, *rate_interval(np.asarray(now), np.asarray(then)), threshold, rows)
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #78dbf52f
-def drift_verdict(analysis: DriftAnalysis, threshold: float, gate: str = "trigger.data_drift", per_feature: Mapping[str, float] | None = None) -> Verdict:
-    "The data-drift trigger over all features of an analysis, in bits; `per_feature` replaces the threshold for the features it names."
+def drift_verdict(analysis: DriftAnalysis, threshold: float) -> Verdict:
+    "The data-drift trigger over all features of an analysis; figures in bits."
+    found = sorted(analysis.features.values(), key=lambda f: -f.js_divergence)
+    if not found or analysis.verdict.phase is Phase.INCONCLUSIVE: return replace(analysis.verdict, gate="trigger.data_drift")
+    fired = [f for f in found if f.interval[0] > threshold]
+    unclear = [f for f in found if f.interval[0] <= threshold < f.interval[1]]
+    phase = Phase.FAILED if fired else Phase.INCONCLUSIVE if unclear else Phase.PASSED
+    named = ", ".join(f"{f.feature} {f.js_divergence:.3f} bits ({f.interval[0]:.3f} to {f.interval[1]:.3f})" for f in (fired or unclear or found[:1])[:3])
+    says = {Phase.FAILED: f"{len(fired)} of {len(found)} features drifted: {named}, above",
+            Phase.PASSED: f"no feature drifted; the largest is {named}, not above",
+            Phase.INCONCLUSIVE: f"{len(unclear)} of {len(found)} features may have drifted: {named}, too uncertain for"}[phase]
+    details, top = {"fired": [f.feature for f in fired], "unclear": [f.feature for f in unclear]}, found[0]
+    reason = f"{says} the threshold of {threshold:g} bits"
+    return Verdict("trigger.data_drift", phase, reason, top.js_divergence, *top.interval, threshold, analysis.current_rows, details)
+
+# %% ../../nbs/lib/404_ml.triggers.ipynb #174dbe26
+def learned_drift_verdict(analysis: DriftAnalysis, budget: float) -> Verdict:
+    "The data-drift trigger by thresholds learned per feature; `budget` false-alarm episodes a month went into them."
+    gate = "trigger.data_drift_learned"
     if not analysis.features or analysis.verdict.phase is Phase.INCONCLUSIVE: return replace(analysis.verdict, gate=gate)
-    limit = {n: (per_feature or {}).get(n, threshold) for n in analysis.features}
-    found = sorted(analysis.features.values(), key=lambda f: limit[f.feature] - f.js_divergence)
-    fired = [f for f in found if f.interval[0] > limit[f.feature]]
-    unclear = [f for f in found if f.interval[0] <= limit[f.feature] < f.interval[1]]
-    phase, top = Phase.FAILED if fired else Phase.INCONCLUSIVE if unclear else Phase.PASSED, (fired or unclear or found)[0]
-    def named(f: Any) -> str:
-        own = f" over its own {limit[f.feature]:.4f}" if per_feature else ""
-        return f"{f.feature} {f.js_divergence:.3f} bits ({f.interval[0]:.3f} to {f.interval[1]:.3f}){own}"
-    names, all_of = ", ".join(map(named, (fired or unclear or found[:1])[:3])), f"of {len(found)} features"
-    says = {Phase.FAILED: f"{len(fired)} {all_of} drifted: {names}, above", Phase.PASSED: f"no feature drifted; the nearest is {names}, not above",
-            Phase.INCONCLUSIVE: f"{len(unclear)} {all_of} may have drifted: {names}, too uncertain for"}[phase]
-    tail = "the thresholds learned from its quiet history" if per_feature else f"the threshold of {threshold:g} bits"
-    details = {"fired": [f.feature for f in fired], "unclear": [f.feature for f in unclear]}
-    return Verdict(gate, phase, f"{says} {tail}", top.js_divergence, *top.interval, limit[top.feature], analysis.current_rows, details)
+    found = sorted(analysis.features.values(), key=lambda f: f.threshold - f.js_divergence)
+    fired, top = [f for f in found if f.drifted], found[0]
+    named = ", ".join(f"{f.feature} {f.js_divergence:.4f} bits against its own {f.threshold:.4f}" for f in (fired or found[:1])[:3])
+    says = f"{len(fired)} of {len(found)} features left their quiet history: {named}" if fired else f"no feature left its quiet history; the nearest is {named}"
+    details = {"fired": [f.feature for f in fired]}
+    return Verdict(gate, Phase.FAILED if fired else Phase.PASSED, f"{says} (learned for {budget:g} false alarms a month over all features)", top.js_divergence,
+                   *top.interval, top.threshold, analysis.current_rows, details)
+
+
+def shown_only(verdict: Verdict, why: str) -> Verdict:
+    "A verdict that stands beside the others and does not decide."
+    return replace(verdict, reason=f"{verdict.reason}; shown only, {why}", details={**verdict.details, "shown only": True})
