@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import chisquare
+from scipy.stats import chisquare, norm
 
 from within.errors import InvalidInput
 from within.stats import (
     bootstrap_mean_interval,
     js_divergence,
     js_interval,
+    js_noise,
     mean_difference_confseq,
     paired_bootstrap,
     proportion_confseq,
@@ -50,18 +51,53 @@ def test_bad_histograms_say_what_is_wrong(p, q, says):
             call(p, q)
 
 
-@pytest.mark.parametrize(("shift", "rows"), [(0.05, 3000), (0.15, 800), (0.0, 1000)])
-def test_js_interval_covers(shift, rows):
+def pair(kind: str, size: float) -> tuple[np.ndarray, np.ndarray]:
+    "Two distributions over the same bins."
+    if kind == "normal":
+        q = np.diff(norm.cdf(norm.ppf(np.linspace(0, 1, 21)) - size))
+        return np.full(20, 0.05), q / q.sum()
+    p = {"two values": np.array([0.7, 0.3]), "sparse": np.array([0.9, 0.05, 0.02, 0.01, 0.01, 0.005, 0.005])}[kind]
+    return p, p + np.eye(p.size)[1] * size - np.eye(p.size)[0] * size
+
+
+SIZES = [(30, 30), (100, 100), (10_000, 30), (10_000, 100), (10_000, 1_000), (10_000, 10_000)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "size"), [("normal", 0), ("normal", 0.25), ("normal", 1), ("normal", 2), ("two values", 0.05), ("sparse", 0.05)])
+def test_js_interval_covers(kind, size):
     rng = np.random.default_rng(11)
-    p = np.full(20, 1 / 20)
-    q = p * (1 + shift * np.linspace(-3, 3, 20))
-    q /= q.sum()
-    truth = js_divergence(p, q)
-    inside = 0
-    for _ in range(200):
-        low, high = js_interval(rng.multinomial(rows, p), rng.multinomial(rows, q), draws=300)
-        inside += low <= truth <= high
-    assert inside >= 180, f"{inside} of 200 at shift {shift}"
+    p, q = pair(kind, size)
+    truth, missed = js_divergence(p, q), {}
+    for n, m in SIZES:
+        ends = np.array([js_interval(rng.multinomial(n, p), rng.multinomial(m, q)) for _ in range(150)])
+        missed[n, m] = (ends[:, 0] > truth + 1e-9).mean(), (ends[:, 1] < truth - 1e-9).mean()
+    assert all(sum(m) <= 0.11 for m in missed.values()), missed     # 0.05 is promised; 0.11 is three standard errors of 150 above it
+    assert np.mean([sum(m) for m in missed.values()]) <= 0.065, missed
+
+
+def test_js_interval_holds_its_figure_and_shrinks():
+    rng = np.random.default_rng(3)
+    for n, m in SIZES:
+        p, q = rng.multinomial(n, np.full(12, 1 / 12)), rng.multinomial(m, rng.dirichlet(np.ones(12)))
+        low, high = js_interval(p, q)
+        assert 0 <= low <= js_divergence(p, q, bias_corrected=True) <= high <= 1
+        wide, narrow = js_interval(p, q, level=0.99), js_interval(p, q, level=0.5)
+        assert wide[0] <= narrow[0] and narrow[1] <= wide[1] and js_interval(p, q) == (low, high)
+    assert js_interval([5, 0], [0, 5])[1] == 1 and js_interval([10**9, 10**9], [10**9, 10**9])[1] < 1e-6
+
+
+@pytest.mark.parametrize(("bins", "n", "rows"), [(20, 4000, 30), (20, 4000, 100), (20, 4000, 1000), (20, 100, 100), (2, 4000, 100), (2, 500, 10_000)])
+def test_noise_alone_passes_its_bound_as_rarely_as_it_says(bins, n, rows):
+    rng = np.random.default_rng(5)
+    p = np.full(bins, 1 / bins)
+    a, b = (rng.multinomial(k, p, 60_000).astype(float) for k in (n, rows))
+    m = (a / n + b / rows) / 2
+    terms = sum(np.where(x > 0, x * np.log2(np.where(x > 0, x, 1) / np.where(m > 0, m, 1)), 0) for x in (a / n, b / rows))
+    figures = terms.sum(1) / 2 - (((a + b) > 0).sum(1) - 1) / (8 * np.log(2)) * (1 / n + 1 / rows)
+    bound = js_noise(a[0], rows, 0.001)
+    assert (figures > bound).mean() <= 0.0013, (figures > bound).mean()
+    assert bound <= 2 * np.quantile(figures, 0.999)                    # and is not far above
 
 
 def test_wilson_covers_where_the_textbook_formula_does_not():

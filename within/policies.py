@@ -51,6 +51,7 @@ class TriggerPolicy(Policy):
     correlation_shift: Annotated[float, Field(gt=0, le=2)] = 0.3
     drift_thresholds: Literal["fixed", "learned"] = "fixed"   # which of the two decides; both are shown
     domain_auc: Annotated[float, Field(ge=0.5, lt=1)] = 0.65     # how well today's rows may be told from the champion's; 0.5: not at all
+    false_alarms_per_month: Annotated[float, Field(gt=0, le=30)] = 0.1   # all features and days together, for learned thresholds
     schedule: Literal["monthly", "quarterly", "bi-annual"] = "quarterly"
 
 

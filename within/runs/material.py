@@ -32,6 +32,7 @@ class Periods(Record):
     end_date: str      # last day to train on
     reference: str     # a window to compare with, when no champion names one
     current: str       # the last thirty days before the end
+    quarter: str       # the last ninety
 
 
 def span(first: Any, last: Any) -> str: return f"{first:%Y-%m-%d}_to_{last:%Y-%m-%d}"
@@ -61,7 +62,8 @@ def periods(ctx: Context, policy: ModelPolicy, source: str = "", start: str = ""
     if last < first: raise InvalidInput(f"the window ends on {last:%Y-%m-%d}, before it starts on {first:%Y-%m-%d}")
     near = max(first, last - timedelta(days=29))
     far = max(first, near - timedelta(days=90))
-    return Periods(f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}", span(far, min(last, far + timedelta(days=29))), span(near, last))
+    quarter = max(first, last - timedelta(days=89))
+    return Periods(f"{first:%Y-%m-%d}", f"{last:%Y-%m-%d}", span(far, min(last, far + timedelta(days=29))), span(near, last), span(quarter, last))
 
 # %% ../../nbs/lib/717_runs.material.ipynb #154ee6d1
 def split_outputs(parts: tuple) -> dict:

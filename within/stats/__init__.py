@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/lib/029_stats.ipynb #8151ce30
-from .divergence import js_divergence, js_interval
+from .budget import QuietThresholds, alarm_episodes, quiet_thresholds
+from .divergence import js_divergence, js_interval, js_noise
 from .intervals import Interval, bootstrap_mean_interval, paired_bootstrap, proportion_interval, relative_rmse_improvement
 from .sequential import mean_difference_confseq, proportion_confseq, share_variance, srm_test
 
 # %% ../../nbs/lib/029_stats.ipynb #42c104da
-__all__ = ["Interval", "bootstrap_mean_interval", "js_divergence", "js_interval", "mean_difference_confseq", "paired_bootstrap", "proportion_confseq",
-           "proportion_interval", "relative_rmse_improvement", "share_variance", "srm_test"]
+__all__ = ["Interval", "QuietThresholds", "alarm_episodes", "bootstrap_mean_interval", "js_divergence", "js_interval", "js_noise", "mean_difference_confseq",
+           "paired_bootstrap", "proportion_confseq", "proportion_interval", "quiet_thresholds", "relative_rmse_improvement", "share_variance", "srm_test"]
