@@ -460,7 +460,7 @@ def association_verdict(found: Sequence[AssociationShift], lost: Mapping[str, st
             Phase.PASSED: f"none of {len(found):,} relations changed by more than {threshold:g}; the largest change: {named}",
             Phase.INCONCLUSIVE: f"{len(unclear)} of {len(found):,} relations may have changed by more than {threshold:g}: {named}"}[phase]
     details = {k: [f"{s.first} ~ {s.second}" for s in v] for k, v in (("fired", fired), ("unclear", unclear))} | {"lost": sorted(lost)}
-    top = (fired or found)[0]
+    top = (fired or unclear or found)[0]
     return Verdict("trigger.correlation", phase, says + gone, top.shift, top.low, top.high, threshold, rows, details)
 
 # %% ../nbs/lib/244_associations.ipynb #e8d54869
