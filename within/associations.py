@@ -404,7 +404,7 @@ def fit_associations(table: Any, columns: Iterable[str] | None = None, most_rows
     if not isinstance(most_rows, int) or not 1_000 <= most_rows <= 10_000_000: raise InvalidInput(f"most_rows={most_rows!r}; between 1,000 and 10,000,000")
     source = str(getattr(table, "snapshot", ""))
     table = as_table(table, None if columns is None or isinstance(columns, str) else list(columns))
-    kinds = chosen_columns(table, columns)
+    kinds = chosen_columns(table.schema(), columns)
     if len(kinds) < 2: raise InvalidInput(f"{len(kinds)} column{'s' * (len(kinds) != 1)} to relate; at least two numbers, booleans or texts are needed")
     sample = read_sample(table, kinds, most_rows, seed)
     if not sample.rows: raise InvalidInput("the reference has no rows: there is nothing to relate")

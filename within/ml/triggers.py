@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['judged', 'relative_drop', 'Measured', 'right_interval', 'measured', 'accuracy_verdict', 'decline',
-           'degradation_verdict', 'experiment_verdict', 'rate_interval', 'volume_verdict', 'drift_verdict',
-           'learned_drift_verdict', 'shown_only']
+           'degradation_verdict', 'experiment_verdict', 'daily_rate', 'rate_interval', 'volume_verdict',
+           'drift_verdict', 'learned_drift_verdict', 'shown_only']
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #2ee83e1d
 import math
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..clock import iso
 from ..context import Context
 from ..drift import DriftAnalysis
 from ..errors import InvalidInput
@@ -102,7 +103,8 @@ def degradation_verdict(metric: str, version: str, now: Measured, then: float | 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #86e76d19
 def experiment_verdict(ctx: Context, model: str, version: str) -> Verdict | None:
     "What the newest finished A/B test with this version says; None where there is none."
-    rows = [r for r in ctx.store.find("experiment") if r.body.get("result") and r.body["spec"]["model"] == model]
+    now = iso(ctx.now())
+    rows = [r for r in ctx.store.find("experiment") if r.body.get("result") and r.body["spec"]["model"] == model and r.body["ends_at"] <= now]
     variants = [(r, {v["name"]: v["model_version"] for v in r.body["spec"]["variants"]}) for r in rows]
     took_part = [(r, v) for r, v in variants if version in v.values()]
     if not took_part: return None
@@ -113,12 +115,24 @@ def experiment_verdict(ctx: Context, model: str, version: str) -> Verdict | None
     return Verdict("trigger.experiment", phase, f"experiment {row.id} {said}: {row.body['result']['reason']}")
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #1569c8c1
+def daily_rate(counts: np.ndarray) -> tuple[float, float]:
+    "(mean rows a day, its relative standard error) over whole weeks, if there are two; shape (days,), zeros included."
+    counts = np.asarray(counts, float)
+    weeks = len(counts) // 7
+    mean_of_days, left = counts, 1
+    if weeks >= 2:
+        counts = counts[-7 * weeks:]
+        mean_of_days, left = counts - counts.reshape(weeks, 7).mean(0)[np.arange(7 * weeks) % 7], 7
+    mean, n = float(counts.mean()), len(counts)
+    spread = float(np.sqrt(np.sum((mean_of_days - mean_of_days.mean()) ** 2) / max(1, n - left)))
+    return mean, spread / math.sqrt(n) / mean if mean > 0 else math.inf
+
+
 def rate_interval(now: np.ndarray, then: np.ndarray) -> tuple[float, float, float]:
-    "(growth, low, high) of mean rows a day, relative (0.2 = 20 % more); arrays of daily counts, zeros included."
-    means = [float(np.mean(d)) for d in (now, then)]
-    if min(means) <= 0: return (math.inf if means[0] > 0 else -1.0), -1.0, math.inf
-    se = math.hypot(*(float(np.std(d, ddof=1)) / math.sqrt(len(d)) / m if len(d) > 1 else math.inf for d, m in zip((now, then), means, strict=True)))
-    ratio = means[0] / means[1]
+    "(growth, low, high) of mean rows a day, relative (0.2 = 20 % more); arrays of daily counts."
+    (mean_now, se_now), (mean_then, se_then) = daily_rate(now), daily_rate(then)
+    if mean_now <= 0 or mean_then <= 0: return (math.inf if mean_now > 0 else -1.0), -1.0, math.inf
+    ratio, se = mean_now / mean_then, math.hypot(se_now, se_then)
     return ratio - 1, ratio * math.exp(-1.96 * se) - 1, ratio * math.exp(1.96 * se) - 1
 
 
@@ -129,7 +143,7 @@ def volume_verdict(now: np.ndarray, then: np.ndarray, threshold: float) -> Verdi
         why = f"{rows:,} rows in {len(now)} days; there is no champion's window to compare them with"
         return Verdict(gate, Phase.INCONCLUSIVE, why, threshold=threshold, rows=rows)
     if len(now) < 2 or len(then) < 2: return Verdict(gate, Phase.INCONCLUSIVE, "fewer than two days are no rate", threshold=threshold, rows=rows)
-    what = f"{np.mean(now):,.0f} rows a day over {len(now)} days against {np.mean(then):,.0f} in the champion's {len(then)}: a growth of"
+    what = f"{daily_rate(now)[0]:,.0f} rows a day over {len(now)} days against {daily_rate(then)[0]:,.0f} in the champion's {len(then)}: a growth of"
     return judged(gate, what, *rate_interval(np.asarray(now), np.asarray(then)), threshold, rows)
 
 # %% ../../nbs/lib/404_ml.triggers.ipynb #78dbf52f
