@@ -174,3 +174,63 @@ def test_loading_needs_no_mlflow(registry):
             "assert r.load('ads', 'champion').predict_records([{'ctr': 3}])\nassert not {'mlflow', 'optuna', 'torch'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120,
                    env={**os.environ, "WITHIN_HOME": str(registry.ctx.settings.home), "WITHIN_CLOCK": "system"})
+
+
+# --- the drift reference of a version --------------------------------------------------------------------------------------------------------------------
+
+def snapshot_of(ctx, rows: int, features: tuple[str, ...], text: bool = False):
+    "A snapshot of made-up rows, and its training side."
+    import numpy as np
+    import pyarrow as pa
+
+    from within.snapshots import keep_snapshot, open_snapshot
+    rng = np.random.default_rng(0)
+    columns = {"ctr": rng.normal(size=rows), "who": rng.choice(list("abc"), rows), "score": rng.random(rows) * 100,
+               "text": [f"text {i} " + "word " * (30 if text else 1) for i in range(rows)]}
+    roles = {"features": list(features), "target": "score"}
+    name, _ = keep_snapshot(ctx, [pa.RecordBatch.from_pandas(pd.DataFrame(columns))], roles, {})
+    return open_snapshot(ctx, name).split(seed=3)[0]
+
+
+def learned_from(part, model):
+    model.lineage = {**{k: v for k, v in part.lineage.items() if k != "part"}, "features": ["ctr"], "rows": len(part)}
+    return model
+
+
+def test_the_reference_comes_with_the_version(registry):
+    from within.drift import fit_reference
+    part = snapshot_of(registry.ctx, 3000, ("ctr", "who"))
+    info = registry.register_model(learned_from(part, small()), "ads", "1.0.0")
+    kept = registry.reference("ads", "1.0.0")
+    assert kept.rows == len(part) and kept.source == part.snapshot and list(kept.slots) == ["ctr"]
+    assert kept.counts == fit_reference(part[["ctr"]]).counts and kept.compare(part[["ctr"]]).verdict.passed
+    registry.set_alias("ads", "champion", "1.0.0")
+    assert registry.reference("ads", "champion") == registry.reference("ads@1.0.0") == kept
+    registry.register_model(learned_from(part, small()), "ads", "1.0.0")
+    assert len(ledger.entries(registry.ctx, "attachment", info.id)) == 1 and ledger.verify(registry.ctx).ok
+    registry.attachment(info.id, "drift_reference.json").write_text("{}")
+    assert "drift_reference.json" in ledger.verify(registry.ctx).first_fault
+    with pytest.raises(InvalidInput, match="not a drift reference"): registry.reference("ads", "1.0.0")
+
+
+def test_without_a_snapshot_there_is_no_reference(registry):
+    registry.register_model(small(), "ads", "1.0.0")
+    assert registry.reference("ads", "1.0.0") is None and not ledger.entries(registry.ctx, "attachment")
+    with pytest.raises(UnknownModelVersion): registry.reference("ads", "1.0.1")
+
+
+@pytest.mark.parametrize("lineage", [{"snapshot": "0" * 64}, {"snapshot": "nonsense", "split": {"by": "random"}}, {"snapshot": 7}])
+def test_a_reference_that_cannot_be_made_is_noted_and_not_fatal(registry, lineage):
+    model = small()
+    model.lineage = lineage
+    info = registry.register_model(model, "ads", "1.0.0")
+    assert registry.reference("ads", "1.0.0") is None and registry.load("ads", "1.0.0").features == ["ctr"]
+    (note,) = ledger.entries(registry.ctx, "note", info.id)
+    assert "no drift reference" in note.body and ledger.verify(registry.ctx).ok
+
+
+def test_a_model_of_long_texts_is_cheap_to_refer_to(registry):
+    from within.ml.registry import reference_of
+    part = snapshot_of(registry.ctx, 100_000, ("text",), text=True)
+    found = reference_of(registry.ctx, part.lineage, ["text"])
+    assert found.rows == len(part) and len(found.to_json()) < 2_000

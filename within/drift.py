@@ -357,11 +357,13 @@ class Reference(Record):
         Missing columns and changed types are `InvalidInput`, too few rows inconclusive."""
         return compare_with(self, table, threshold, level, minimum_rows)
 
+    def to_json(self) -> str: return json.dumps({"protocol": PROTOCOL, **self.to_dict()}, indent=1)
+
     def save(self, path: str | Path) -> Path:
         "Write JSON, whole or not at all."
         path = Path(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as file: file.write(json.dumps({"protocol": PROTOCOL, **self.to_dict()}, indent=1))
+        with os.fdopen(handle, "w") as file: file.write(self.to_json())
         os.replace(name, path)
         return path
 
@@ -380,6 +382,11 @@ class Reference(Record):
         return cls(int(data["rows"]), slots, {n: tuple(map(int, c)) for n, c in data["counts"].items()}, data.get("source", ""))
 
     def __repr__(self) -> str: return f"Reference({self.rows:,} rows, {len(self.slots)} features)"
+
+    def _repr_markdown_(self) -> str:
+        kinds = [s.kind for s in self.slots.values()]
+        features = ", ".join(f"{kinds.count(k)} {name}" for k, name in (("number", "numbers"), ("category", "categories")) if k in kinds)
+        return f"**Reference**: {self.rows:,} rows{f' of snapshot {self.source[:12]}' if self.source else ''}, {features}; digest {self.digest[:12]}"
 
 # %% ../nbs/lib/240_drift.ipynb #0460ac28
 def read_slots(data: Mapping) -> Slots: # one entry of the JSON

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,6 @@ import pandas as pd
 from .clock import SystemClock, iso, parse_time
 from .context import Context, ReplayClock, resolve
 from .data import DataPreparer
-from .drift import fit_reference
 from .errors import Conflict, InvalidInput
 from .files import write_json
 from .ledger import append
@@ -152,7 +150,7 @@ def register(ctx: Context, model: Model, version: str, metrics: dict[str, float]
 
 # %% ../nbs/lib/700_world.ipynb #48a1b3fd
 def train_champion(ctx: Context, now: datetime) -> ModelInfo:
-    "Train `ad_score_predictor` 2.1.0 on rows before 2023, register it with its metrics on held-out rows and a drift reference."
+    "Train `ad_score_predictor` 2.1.0 on rows before 2023, register it with its metrics on held-out rows; its drift reference comes along."
     policy, preparer = ctx.policy("ad_score_predictor"), DataPreparer("ad_score_predictor", ctx=ctx)
     end = f"{min(CHAMPION_UNTIL, now - timedelta(days=4)):%Y-%m-%d}"
     data = preparer.prepare_training_data(f"{MONTHS[0]}-01", end)
@@ -162,11 +160,7 @@ def train_champion(ctx: Context, now: datetime) -> ModelInfo:
     trainer.train(train, validation, features, policy.target, early_stopping_rounds=policy.training.early_stopping_rounds)
     measured = figures(model, test[features], test[policy.target], threshold_of(model, ctx))
     about = {"dataset": policy.dataset, "start_date": f"{MONTHS[0]}-01", "end_date": end, "samples": len(train)}
-    info = register(ctx, model, "2.1.0", {**measured, "rows": len(test)}, about)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = fit_reference(train[features]).save(Path(folder) / "drift_reference.json")
-        ModelRegistry(ctx=ctx).attach(info.id, "drift_reference.json", kept)
-    return info
+    return register(ctx, model, "2.1.0", {**measured, "rows": len(test)}, about)
 
 # %% ../nbs/lib/700_world.ipynb #8ab2ea67
 DAILY = ("spend", "impressions", "clicks", "conversions", "revenue", "ctr", "quality_score", "issue_flag")
