@@ -404,7 +404,7 @@ def fit_associations(table: Any, columns: Iterable[str] | None = None, most_rows
     if not isinstance(most_rows, int) or not 1_000 <= most_rows <= 10_000_000: raise InvalidInput(f"most_rows={most_rows!r}; between 1,000 and 10,000,000")
     source = str(getattr(table, "snapshot", ""))
     table = as_table(table, None if columns is None or isinstance(columns, str) else list(columns))
-    kinds = chosen_columns(table, columns)
+    kinds = chosen_columns(table.schema(), columns)
     if len(kinds) < 2: raise InvalidInput(f"{len(kinds)} column{'s' * (len(kinds) != 1)} to relate; at least two numbers, booleans or texts are needed")
     sample = read_sample(table, kinds, most_rows, seed)
     if not sample.rows: raise InvalidInput("the reference has no rows: there is nothing to relate")
@@ -501,13 +501,13 @@ class AssociationAnalysis(Record):
         return "\n".join([f"**AssociationAnalysis**: {self.verdict.reason}", "", *head, *body, *more, *listed(self.lost), *listed(self.unrelated)])
 
 # %% ../nbs/lib/244_associations.ipynb #c7995e81
-def same_columns(kinds: Mapping[str, str], table: ibis.Table) -> ibis.Table:
+def same_columns(kinds: Mapping[str, str], table: ibis.Table, held_nothing: Iterable[str] = ()) -> ibis.Table:
     "The columns of the reference; `InvalidInput` if one is missing or has changed its kind."
-    schema, empty = table.schema(), {}
+    schema, empty = table.schema(), {}                     # a column that held nothing has no kind to keep
     for name, kind in kinds.items():
         if name not in schema: raise InvalidInput(f"the table lacks column {name!r} of the reference: {unknown('column', name, schema)}")
         if schema[name].is_null(): empty[name] = ibis.null("float64" if kind == "number" else "string")
-        elif (now := kind_of(name, schema[name])) != kind:
+        elif name not in held_nothing and (now := kind_of(name, schema[name])) != kind:
             raise InvalidInput(f"column {name!r} was a {kind} in the reference and is a {now} ({schema[name]}) now: a changed type is not a changed relation")
     return table.mutate(**empty) if empty else table
 
@@ -516,7 +516,8 @@ def compare_with(reference: Associations, table: Any, threshold: float, level: f
     "The work of `Associations.compare`."
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 2: raise InvalidInput(f"threshold={threshold!r}; a shift between 0 and 2")
     used = {n: k for n, k in reference.kinds.items() if n not in reference.unrelated}
-    table = same_columns(reference.kinds, as_table(table, list(reference.kinds)))
+    nothing = {n for n, why in reference.unrelated.items() if why == "all missing"}
+    table = same_columns(reference.kinds, as_table(table, list(reference.kinds)), nothing)
     if not used: return AssociationAnalysis((), association_verdict([], {}, threshold, 1), {}, reference.unrelated, reference.rows, 0, threshold)
     sample = read_sample(table, used, reference.most_rows, reference.seed, reference.levels)
     now = {names: association(names, *found) for names, found in measured(sample).items()}

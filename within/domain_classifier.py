@@ -202,7 +202,7 @@ def domain_classifier(reference: Any, current: Any, columns: Iterable[str] | Non
     wanted = known and [*known, *(k for k in (unit,) if k and k not in known)]               # a split of a snapshot reads what is asked for
     reference, current = as_table(reference, wanted), as_table(current, wanted)
     keys = [k for k in (unit, time) if k is not None]
-    kinds = {n: k for n, k in chosen_columns(reference, columns).items() if n not in keys}
+    kinds = {n: k for n, k in chosen_columns(reference.schema(), columns).items() if n not in keys}
     checked_question(kinds, (reference, current), folds, most_rows, threshold, (unit,) if wanted else keys)
     current = same_columns(kinds, current)
     sides = read_sides(reference, current, kinds, most_rows, seed, unit)
