@@ -501,13 +501,13 @@ class AssociationAnalysis(Record):
         return "\n".join([f"**AssociationAnalysis**: {self.verdict.reason}", "", *head, *body, *more, *listed(self.lost), *listed(self.unrelated)])
 
 # %% ../nbs/lib/244_associations.ipynb #c7995e81
-def same_columns(kinds: Mapping[str, str], table: ibis.Table) -> ibis.Table:
+def same_columns(kinds: Mapping[str, str], table: ibis.Table, held_nothing: Iterable[str] = ()) -> ibis.Table:
     "The columns of the reference; `InvalidInput` if one is missing or has changed its kind."
-    schema, empty = table.schema(), {}
+    schema, empty = table.schema(), {}                     # a column that held nothing has no kind to keep
     for name, kind in kinds.items():
         if name not in schema: raise InvalidInput(f"the table lacks column {name!r} of the reference: {unknown('column', name, schema)}")
         if schema[name].is_null(): empty[name] = ibis.null("float64" if kind == "number" else "string")
-        elif (now := kind_of(name, schema[name])) != kind:
+        elif name not in held_nothing and (now := kind_of(name, schema[name])) != kind:
             raise InvalidInput(f"column {name!r} was a {kind} in the reference and is a {now} ({schema[name]}) now: a changed type is not a changed relation")
     return table.mutate(**empty) if empty else table
 
@@ -516,7 +516,8 @@ def compare_with(reference: Associations, table: Any, threshold: float, level: f
     "The work of `Associations.compare`."
     if not isinstance(threshold, (int, float)) or not 0 < threshold <= 2: raise InvalidInput(f"threshold={threshold!r}; a shift between 0 and 2")
     used = {n: k for n, k in reference.kinds.items() if n not in reference.unrelated}
-    table = same_columns(reference.kinds, as_table(table, list(reference.kinds)))
+    nothing = {n for n, why in reference.unrelated.items() if why == "all missing"}
+    table = same_columns(reference.kinds, as_table(table, list(reference.kinds)), nothing)
     if not used: return AssociationAnalysis((), association_verdict([], {}, threshold, 1), {}, reference.unrelated, reference.rows, 0, threshold)
     sample = read_sample(table, used, reference.most_rows, reference.seed, reference.levels)
     now = {names: association(names, *found) for names, found in measured(sample).items()}
