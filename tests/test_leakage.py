@@ -170,7 +170,8 @@ def test_targets_that_say_nothing(y):
 
 @pytest.mark.parametrize(("given", "message"), [
     (dict(target="why"), "unknown column 'why'"), (dict(target="y", features=["z"]), "unknown column 'z'"),
-    (dict(target="y", features="x"), "is a list of names"), (dict(target="y", time="when"), "unknown column 'when'"), (dict(target="y", vouched=["z"]), "unknown column 'z'")])
+    (dict(target="y", features="x"), "is a list of names"), (dict(target="y", time="when"), "unknown column 'when'"),
+    (dict(target="y", vouched=["z"]), "unknown column 'z'")])
 def test_wrong_names_are_errors(given, message):
     with pytest.raises(InvalidInput, match=message): leaking_features(pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, 2.0]}), **given)
 

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['matches', 'choose_features', 'pattern_list', 'is_float', 'clean', 'column_facts', 'useless', 'bad_target', 'instant',
            'days_asked', 'in_window', 'enough_rows', 'enough_of_one', 'seconds', 'history', 'minimums', 'Roles',
-           'needed', 'roles_for', 'cleaned', 'batches_of', 'scratch', 'DataPreparer', 'select_rows', 'select_features',
-           'outcomes_of', 'filled', 'replace_about', 'proof', 'disjoint_and_complete', 'class_counts', 'same_mix',
-           'later', 'units_apart', 'gap_kept', 'proofs', 'leaks_of', 'DataReport', 'duplicates', 'class_column',
-           'summary', 'unit_facts', 'problems_of', 'report_on']
+           'needed', 'roles_for', 'cleaned', 'in_order', 'batches_of', 'fetched', 'scratch', 'DataPreparer',
+           'select_rows', 'select_features', 'outcomes_of', 'filled', 'replace_about', 'proof', 'disjoint_and_complete',
+           'class_counts', 'same_mix', 'later', 'units_apart', 'gap_kept', 'proofs', 'leaks_of', 'DataReport',
+           'duplicates', 'class_column', 'summary', 'unit_facts', 'problems_of', 'report_on']
 
 # %% ../nbs/lib/230_data.ipynb #8fa6b844
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from .clock import parse_time
 from .context import Context, resolve
 from .errors import InvalidInput, StageNotReady, unknown
 from .leakage import SAMPLE, Leak, filled_later, leaking_features, leaking_rows
+from .places import quiet_duckdb
 from .policies import MinimumPolicy
 from .snapshots import Rows, Split, TrainingData, keep_snapshot, open_snapshot, split_rows
 from .splits import gap_of
@@ -76,7 +76,6 @@ def column_facts(table: ibis.Table, names: Sequence[str]) -> dict[str, dict]:
     asked = {"rows": table.count()}
     for i, name in enumerate(names):
         column = clean(table[name])
-        column = column.cast("int8") if column.type().is_boolean() else column   # PostgreSQL has no smallest boolean
         asked |= {f"{i}_present": column.count(), f"{i}_low": column.min(), f"{i}_high": column.max()}
         if is_float(table[name]): asked[f"{i}_infinite"] = table[name].isinf().sum()
     row = table.aggregate(**asked).to_pyarrow().to_pylist()[0]
@@ -213,22 +212,34 @@ def roles_for(info: DatasetInfo, columns: Sequence[str], policy, own: bool, incl
 
 # %% ../nbs/lib/230_data.ipynb #897d954e
 def cleaned(table: ibis.Table, roles: Roles) -> ibis.Table:
-    "The columns of the roles, features cleaned, in the order that makes a snapshot."
-    picked = table.select(**{n: clean(table[n]) if n in roles.features or n == roles.target else table[n] for n in roles.columns})
+    "The columns of the roles, features and target cleaned."
+    return table.select(**{n: clean(table[n]) if n in roles.features or n == roles.target else table[n] for n in roles.columns})
+
+
+def in_order(table: ibis.Table, roles: Roles) -> ibis.Table:
+    "The rows in the order that makes a snapshot."
     rest = [n for n in roles.columns if n not in (roles.time, roles.unit)]
-    return picked.order_by([roles.time, *([roles.unit] if roles.unit else []), *rest])
+    return table.order_by([roles.time, *([roles.unit] if roles.unit else []), *rest])
 
 # %% ../nbs/lib/230_data.ipynb #db3d4c92
-def batches_of(table: ibis.Table, beside: Path) -> Iterator[pa.RecordBatch]:
-    "The query's rows in batches, by way of a Parquet file in the folder `beside`: the sorted table is never in Python's memory at once."
-    handle, name = tempfile.mkstemp(dir=beside, prefix=".sorted-", suffix=".parquet")
-    os.close(handle)
-    try:
-        table.to_parquet(name)
-        file = pq.ParquetFile(name)
+def batches_of(table: ibis.Table, roles: Roles, beside: Path) -> Iterator[pa.RecordBatch]:
+    "The rows in order, in batches, by way of files in the folder `beside`; an empty result still has its columns."
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".sorted-") as folder:
+        came, ordered = Path(folder) / "came.parquet", Path(folder) / "ordered.parquet"
+        if table.get_backend().name != "duckdb":
+            fetched(table, came)
+            table = quiet_duckdb().read_parquet(str(came))
+        in_order(table, roles).to_parquet(ordered)
+        file = pq.ParquetFile(ordered)
         yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)   # the schema, also when there are no rows
         yield from file.iter_batches(batch_size=65536)
-    finally: Path(name).unlink(missing_ok=True)
+
+
+def fetched(table: ibis.Table, path: Path) -> None:
+    "The rows of a query on another engine as a Parquet file, fifty thousand at a time."
+    schema = table.schema().to_pyarrow()
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in table.to_pyarrow_batches(chunk_size=50_000): writer.write_batch(batch)
 
 # %% ../nbs/lib/230_data.ipynb #bdcb0a35
 def scratch(ctx: Context) -> Path: # on the same disk as the snapshots
@@ -264,7 +275,7 @@ class DataPreparer:
         roles, more = select_features(rows, roles)
         about = {"model": self.model_name, "dataset": self.dataset, "start": start, "end": end, **found, **more, **outcomes_of(asked, rows, info, roles, now),
                  "enough": minimums(rows, roles, found["rows_used"], self.policy.minimums, minimum_samples), "default_split": info.split}
-        name, _ = keep_snapshot(self.ctx, batches_of(cleaned(rows, roles), scratch(self.ctx)), roles.to_dict(), about)
+        name, _ = keep_snapshot(self.ctx, batches_of(cleaned(rows, roles), roles, scratch(self.ctx)), roles.to_dict(), about)
         self.data = replace_about(open_snapshot(self.ctx, name, verify=False), about)
         return self.data
 

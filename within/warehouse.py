@@ -111,6 +111,7 @@ class Warehouse:
 
     def table(self, name: str, as_of: datetime | None = None) -> "ibis.Table":
         "The table as it was known at `as_of` (default: now); a lazy Ibis expression."
-        return as_known(self.raw(name), self.info(name), as_of or self.clock.now())
+        info = self.info(name)
+        return as_known(self.place.rows(name), info, as_of or self.clock.now())
 
     def close(self) -> None: self.place.close()
