@@ -23,6 +23,7 @@ from within.context import Context
 from within.data import DataPreparer
 from within.drift import fit_reference
 from within.errors import InvalidInput, UnknownDataset
+from within.minimums import minimums
 from within.ml.retraining import RetrainingEvaluator, data_end, matured_rows
 from within.policies import MinimumPolicy
 from within.settings import Settings
@@ -167,7 +168,6 @@ def test_what_retraining_asks_of_a_table(ctx):
 
 
 def test_minimums_of_units_and_months(ctx):
-    from within.data import minimums
     ctx.warehouse.write("ads", ads(), "all", INFO)
     roles = replace(INFO, name="ads")
     table = ctx.warehouse.table("ads")

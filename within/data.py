@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['matches', 'choose_features', 'pattern_list', 'is_float', 'clean', 'column_facts', 'useless', 'bad_target', 'instant',
-           'days_asked', 'in_window', 'enough_rows', 'enough_of_one', 'seconds', 'history', 'minimums', 'Roles',
-           'needed', 'roles_for', 'cleaned', 'in_order', 'batches_of', 'fetched', 'scratch', 'DataPreparer',
-           'select_rows', 'select_features', 'outcomes_of', 'filled', 'replace_about', 'proof', 'disjoint_and_complete',
-           'class_counts', 'same_mix', 'later', 'units_apart', 'gap_kept', 'proofs', 'leaks_of', 'DataReport',
-           'duplicates', 'class_column', 'summary', 'unit_facts', 'problems_of', 'report_on']
+           'days_asked', 'in_window', 'Roles', 'needed', 'roles_for', 'cleaned', 'in_order', 'batches_of', 'fetched',
+           'scratch', 'DataPreparer', 'select_rows', 'select_features', 'outcomes_of', 'filled', 'replace_about',
+           'proof', 'disjoint_and_complete', 'class_counts', 'same_mix', 'later', 'units_apart', 'gap_kept', 'proofs',
+           'leaks_of', 'DataReport', 'Findings', 'duplicates', 'class_column', 'summary', 'unit_facts', 'problems_of',
+           'report_on']
 
 # %% ../nbs/lib/230_data.ipynb #8fa6b844
 import math
@@ -29,11 +29,11 @@ from .clock import parse_time
 from .context import Context, resolve
 from .errors import InvalidInput, StageNotReady, unknown
 from .leakage import SAMPLE, Leak, filled_later, leaking_features, leaking_rows
+from .minimums import minimums, seconds
 from .places import quiet_duckdb
-from .policies import MinimumPolicy
 from .snapshots import Rows, Split, TrainingData, keep_snapshot, open_snapshot, split_rows
 from .splits import gap_of
-from .verdicts import Phase, Record, Verdict, plain, worst
+from .verdicts import Phase, Record, Verdict, shown
 from .warehouse import DatasetInfo
 from .windows import parse_window
 
@@ -125,54 +125,6 @@ def in_window(table: ibis.Table, time: str, start_date: str, end_date: str) -> i
     if end < start: raise InvalidInput(f"end_date {end_date!r} lies before start_date {start_date!r}")
     if (end.hour, end.minute, end.second, end.microsecond) == (0, 0, 0, 0): end += timedelta(days=1)
     return table.filter(table[time] >= instant(table[time], start), table[time] < instant(table[time], end))
-
-# %% ../nbs/lib/230_data.ipynb #3d860185
-def enough_rows(rows: int, wanted: int, rule: str) -> Verdict:
-    "Passed or failed, with the count and the rule it was held against."
-    return enough_of_one("samples", f"{rows:,} matured rows", rows, wanted, rule, rows)
-
-
-def enough_of_one(gate: str, what: str, figure: float, wanted: float, rule: str, rows: int) -> Verdict:
-    "One minimum; `what` says the figure in words."
-    phase = Phase.PASSED if figure >= wanted else Phase.FAILED
-    words = "meet" if phase is Phase.PASSED else "are fewer than"
-    return Verdict(f"data.{gate}", phase, f"{what} {words} the minimum of {wanted:,} ({rule})", figure=float(figure), threshold=float(wanted), rows=rows)
-
-# %% ../nbs/lib/230_data.ipynb #2ec3f206
-def seconds(column: ibis.expr.types.Value) -> ibis.expr.types.Value:
-    "A time as whole seconds since 1970, on every engine."
-    return (column.cast("timestamp") if column.type().is_date() else column).epoch_seconds()
-
-
-def history(rows: ibis.Table, roles: "Roles", days: int) -> dict[str, int]:
-    "How many `units` there are, how many with `long` histories (`days` from first to last row, both counted), and whole `months` in all, from one query."
-    known = rows.filter(rows[roles.unit].notnull()) if roles.unit else rows
-    at = {"first": seconds(known[roles.time]).min(), "last": seconds(known[roles.time]).max()}
-    each = known.group_by(u=known[roles.unit]).aggregate(**at) if roles.unit else known.aggregate(**at)
-    enough = (each["last"] - each["first"]) // 86_400 >= max(0, days - 1)
-    row = each.aggregate(units=each.count(), long=enough.sum(), first=each["first"].min(), last=each["last"].max()).to_pyarrow().to_pylist()[0]
-    if row["first"] is None: return {"units": 0, "long": 0, "months": 0}
-    start, end = (pd.Timestamp(int(row[k]), unit="s").normalize() for k in ("first", "last"))
-    end += pd.Timedelta(days=1)
-    months = (end.year - start.year) * 12 + end.month - start.month - (end.day < start.day)
-    return {"units": int(row["units"]) if roles.unit else 0, "long": int(row["long"] or 0) if roles.unit else 0, "months": int(months)}
-
-# %% ../nbs/lib/230_data.ipynb #e1c3f8fb
-def minimums(rows: ibis.Table, roles: "Roles", used: int, policy: MinimumPolicy, minimum_samples: int | None = None) -> Verdict:
-    "Whether there is enough to learn from; one verdict a minimum in `details`."
-    wanted, rule = (policy.samples, "policy minimums.samples") if minimum_samples is None else (minimum_samples, "minimum_samples, given")
-    found = [enough_rows(used, wanted, rule)]
-    if policy.units or policy.months:
-        seen = history(rows, roles, policy.days_per_unit)
-        each = f" with at least {policy.days_per_unit} days of history" if policy.days_per_unit else ""
-        named, long = (f"{seen['long']:,} of {seen['units']:,} values of {roles.unit}" if roles.unit else "0 units (no unit column)"), seen["long"]
-        asked = [("units", named + each, long, policy.units), ("months", f"{seen['months']} months of rows", seen["months"], policy.months)]
-        found += [enough_of_one(gate, what, figure, wanted, f"policy minimums.{gate}", used) for gate, what, figure, wanted in asked if wanted]
-    if len(found) == 1: return found[0]
-    bad = [v for v in found if not v.passed] or found
-    details = {"minimums": [plain(v) for v in found]}
-    reason = "; ".join(v.reason for v in bad)
-    return Verdict("data.enough", worst(*(v.phase for v in found)), reason, bad[0].figure, threshold=bad[0].threshold, rows=used, details=details)
 
 # %% ../nbs/lib/230_data.ipynb #9d11faa1
 @dataclass(frozen=True)
@@ -450,12 +402,25 @@ class DataReport(Record):
         shares = {p: {c: k / max(1, n) for c, k in self.classes_by_part.get(p, {}).items()} for p, n in self.samples.items()}
         return pd.DataFrame({p: {"rows": n, "dates": self.dates.get(p, "–"), **shares[p]} for p, n in self.samples.items()}).T
 
-    def findings(self) -> pd.DataFrame:
-        "One row a proof, a minimum or a finding of leakage: what was looked at, how it stands, and the sentence."
+    def findings(self) -> "Findings":
+        "Proofs, minimums, label window, gaps in features and findings of leakage, one line each."
         enough = [self.enough] if self.enough else []
-        rows = [(v.gate, str(v.phase), v.reason) for v in (*self.proofs, *enough)]
-        rows += [(f"leakage.{leak.kind}", "by design" if leak.by_design else "look", leak.reason) for leak in self.leaks]
-        return pd.DataFrame(rows, columns=["looked at", "stands", "found"])
+        lines = [(v.gate, str(v.phase), v.reason) for v in (*self.proofs, *enough)]
+        took = self.label_window
+        if took: lines.append(("outcomes", "note", f"95 % of the outcomes came within {took['usual']:g} days, the last after {took['longest']:g}"))
+        lines += [("missing", "note", f"{n} is missing in {share:.1%} of the rows") for n, share in list(self.missing.items())[:5]]
+        lines += [(f"leakage.{leak.kind}", "by design" if leak.by_design else "look", leak.reason) for leak in self.leaks]
+        return Findings(tuple(lines))
+
+
+@dataclass(frozen=True)
+class Findings(Record):
+    "What was looked at, how it stands, and the sentence; shows as a table with whole sentences."
+    lines: tuple[tuple[str, str, str], ...]
+
+    def _repr_markdown_(self) -> str:
+        body = [f"| {' | '.join(shown(cell) for cell in line)} |" for line in self.lines]
+        return "\n".join(["| looked at | stands | found |", "| --- | --- | --- |", *body])
 
 # %% ../nbs/lib/230_data.ipynb #94068ca1
 def duplicates(parts: Sequence[Split]) -> int:

@@ -181,8 +181,10 @@ class TrainingData(Rows):
 
     @property
     def usual_gap(self) -> str:
-        "The time in which 95 % of the outcomes came, as a gap between sides in time; '' where it is not known."
-        return gap_text(timedelta(seconds=self.label_window.get("usual", 0)))
+        "The time in which 95 % of the outcomes came, rounded up, as a gap between sides in time; '' where it is not known."
+        usual = self.label_window.get("usual", 0)
+        step = 3_600 if usual >= 86_400 else 60 if usual >= 3_600 else 1
+        return gap_text(timedelta(seconds=-(-usual // step) * step))
 
     def facts(self) -> dict:
         return {"model": self.model, "dataset": self.dataset, **super().facts(), "enough": self.enough and self.enough.reason,
