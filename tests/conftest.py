@@ -31,7 +31,7 @@ def lower(configs: Path, samples: int = 200) -> Path:
     for file in sorted(configs.glob("*.yml")):
         policy = yaml.safe_load(file.read_text()) or {}
         if "class" not in policy: continue
-        policy.setdefault("minimums", {})["samples"] = samples
+        policy["minimums"] = {"samples": samples}
         policy.setdefault("training", {}).setdefault("parameters", {})
         if "n_estimators" in policy["training"]["parameters"]: policy["training"]["parameters"]["n_estimators"] = 60
         if "search" in policy: policy["search"] |= {"trials": 4, "folds": 3, "rows": 500}

@@ -14,7 +14,9 @@ from within.clock import FrozenClock, parse_time
 from within.context import Context
 from within.data import DataPreparer
 from within.errors import DigestMismatch, InvalidInput, StageNotReady, UnknownDataset, UnknownModel
-from within.snapshots import canonical, content_digest, divide_random, divide_time, divide_unit, open_snapshot, open_split
+from within.policies import MinimumPolicy
+from within.snapshots import canonical, content_digest, open_snapshot, open_split, split_digest
+from within.splits import divide_random, divide_time, divide_unit, divide_unit_time, gap_of, gap_text, purged
 from within.warehouse import DatasetInfo
 
 INFO = DatasetInfo(name="ads", time="created_at", outcome_time="outcome_at", unit="account_id", target="effectiveness_score", category="performance_category")
@@ -172,6 +174,93 @@ def test_unit_splits_keep_people_whole(units, shares, seed):
     assert all(len(set(side[units == u])) == 1 for u in set(units))
 
 
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 30)), min_size=30, max_size=400), sizes, st.integers(0, 9))
+@settings(max_examples=80, deadline=None)
+def test_splits_by_unit_and_time_keep_both_promises(rows, shares, seed):
+    times, units = (np.array(v) for v in zip(*rows, strict=True))
+    try: side = divide_unit_time(times, units, *shares, seed)
+    except InvalidInput: return                       # a period whose every unit was needed elsewhere is refused, never emptied
+    assert set(side) - {-1} == {0, 1, 2}
+    assert times[side == 0].max() < times[side == 1].min() and times[side == 1].max() < times[side == 2].min()
+    assert all(len(set(side[(units == u) & (side >= 0)])) <= 1 for u in set(units))
+    assert (divide_unit_time(times, units, *shares, seed) == side).all()
+    period = divide_time(times, *shares)
+    settled = [u for u in set(units) if len(set(period[units == u])) == 1]
+    assert all((side[units == u] == period[units == u]).all() for u in settled), "who lives in one period loses nothing"
+
+
+def test_units_that_live_long_are_shared_out():
+    times, units = np.repeat(np.arange(100), 200), np.tile(np.arange(200), 100)
+    side = divide_unit_time(times, units, 0.15, 0.15, 0)
+    kept = np.array([(side == s).sum() for s in range(3)]) / (side >= 0).sum()
+    assert np.abs(kept - [0.7, 0.15, 0.15]).max() < 0.02 and 0.3 < (side >= 0).mean() < 0.4
+
+
+@given(st.lists(st.integers(0, 400), min_size=30, max_size=300).filter(lambda v: len(set(v)) >= 9), sizes, st.integers(1, 60))
+@settings(max_examples=80, deadline=None)
+def test_a_gap_is_kept_and_takes_nothing_else(times, shares, gap):
+    times = np.array(times)
+    side = divide_time(times, *shares)
+    try: kept = purged(times, side, gap)
+    except InvalidInput as e:
+        assert "shorter gap" in str(e)
+        return
+    for a, b in ((0, 1), (1, 2)):
+        begin = times[side == b].min()
+        assert begin - times[kept == a].max() >= gap and set(times[(side == a) & (kept < 0)]) == {t for t in times[side == a] if t > begin - gap}
+
+
+@pytest.mark.parametrize("gap", ["a week", "-7d", "7", 7, "4000d"])
+def test_gaps_that_cannot_be_meant(ctx, gap):
+    preparer, data = prepared(ctx, ads())
+    with pytest.raises(InvalidInput, match="is not a duration"): preparer.train_validation_test_split(data, by="time", gap=gap)
+    with pytest.raises(InvalidInput, match="lies between sides in time"): preparer.train_validation_test_split(data, by="unit", gap="7d")
+    with pytest.raises(InvalidInput, match="leaves no training rows"): preparer.train_validation_test_split(data, by="time", gap="300d")
+
+
+def test_gaps_as_text():
+    assert [gap_text(gap_of(g)) for g in ("168h", "7d", "0h", "90m", "61s")] == ["7d", "7d", "", "90m", "61s"]
+
+
+def test_a_split_by_time_leaves_the_label_window_out(ctx):
+    preparer, data = prepared(ctx, ads())
+    assert data.label_window == {"usual": 259_200, "longest": 259_200} and data.usual_gap == "3d"
+    parts = preparer.train_validation_test_split(data, by="time")
+    assert parts[0].spec["gap"] == "3d" and parts[0].set_aside == {"in the gap of 3d before the next side": 22}
+    report = preparer.generate_data_report(*parts)
+    proof = {v.gate: v for v in report.proofs}
+    assert set(proof) == {"split.disjoint", "split.time", "split.gap"} and report.set_aside == parts[0].set_aside
+    assert "the gap is 3 days, in which 95 % of the outcomes came" in proof["split.gap"].reason
+    assert "22 set aside in the gap of 3d" in proof["split.disjoint"].reason
+    assert report.label_window == {"usual": 3.0, "longest": 3.0}
+    assert not [leak for leak in report.leaks if leak.kind == "dates"]
+    again = open_split(ctx, data.snapshot, parts[0].spec)
+    assert all((a.row_ids == b.row_ids).all() and a.set_aside == b.set_aside for a, b in zip(parts, again, strict=True))
+    assert "gap" not in preparer.train_validation_test_split(data, by="time", gap="0d")[0].spec
+
+
+def test_a_split_by_unit_and_time_proves_itself(ctx):
+    preparer, data = prepared(ctx, ads(3000, seed=1).assign(created_at=lambda d: d.created_at.iloc[0] + (d.created_at - d.created_at.iloc[0]) / 4,
+                                                            outcome_at=lambda d: d.created_at + pd.Timedelta("5D")))
+    parts = preparer.train_validation_test_split(data, by="unit_time", stratify_by="performance_category")
+    report = preparer.generate_data_report(*parts)
+    assert [v.gate for v in report.proofs] == ["split.disjoint", "split.time", "split.unit", "split.gap"] and all(v.passed for v in report.proofs)
+    assert sum(map(len, parts)) + sum(parts[0].set_aside.values()) == len(data)
+    assert not [leak for leak in report.leaks if leak.kind in ("dates", "units")]
+    lines = report.findings().lines
+    assert {line[0] for line in lines} >= {"split.gap", "outcomes", "missing", "data.samples"} and all(len(line) == 3 for line in lines)
+    assert all(line[2] in report.findings()._repr_markdown_() for line in lines[:4])
+
+
+def test_recipes_from_before_there_were_gaps_keep_their_name(ctx):
+    old = {"by": "time", "validation_size": 0.15, "test_size": 0.15, "stratify_by": None, "seed": 3}
+    assert split_digest(old) == "e70892e77205379d"
+    preparer, data = prepared(ctx, ads())
+    parts = open_split(ctx, data.snapshot, old)
+    assert parts[0].spec == old and sum(map(len, parts)) == len(data) and (data.path.parent / "split-e70892e77205379d.json").exists()
+    assert all(v.passed for v in preparer.generate_data_report(*parts).proofs)
+
+
 def test_a_dataset_says_how_it_is_split(ctx):
     ctx.warehouse.write("weekly", ads(), part="all", info=replace(INFO, name="weekly", split="time"))
     preparer = DataPreparer("ad_score_predictor", source="weekly", ctx=ctx)
@@ -226,9 +315,119 @@ def test_a_missing_column_is_named(ctx, column, message):
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"include_features": ["ad_contents.*"]}, "unknown feature or pattern 'ad_contents"), ({"include_features": "platform"}, "is a list"),
     ({"include_features": ["effectiveness_score"]}, "no features are left"), ({"include_features": []}, "no features are left"),
-    ({"start_date": "2023-12-31", "end_date": "2023-01-01"}, "lies before"), ({"end_date": "soon"}, "soon")])
+    ({"start_date": "2023-12-31", "end_date": "2023-01-01"}, "lies before"), ({"end_date": "soon"}, "soon"),
+    ({"end_date": None}, "give start_date and end_date"),
+    ({"start_date": "2025-01-01", "end_date": "2025-02-01"}, "in the future: the clock stands at 2024-01-01"), ({"window": "last_30_days"}, "not both"),
+    ({"start_date": None, "end_date": None, "window": "30_last"}, "unknown window '30_last'"), ({"start_date": None, "end_date": None}, "or a window such as"),
+    ({"start_date": 20230101}, "is not a date"), ({"include_features": ["ad_content.*", "historical.*"]}, "unknown feature or pattern 'historical")])
 def test_arguments_that_cannot_be_meant(ctx, arguments, message):
     with pytest.raises(InvalidInput, match=message): prepared(ctx, ads(), **arguments)
+
+
+@pytest.mark.parametrize(("window", "first", "last"), [
+    ("rolling_90d", "2023-10-03", "2023-12-31"), ("last_30_days", "2023-12-02", "2023-12-31"), ("2023-02-01_to_2023-02-28", "2023-02-01", "2023-02-28")])
+def test_windows_in_the_guides_words(ctx, window, first, last):
+    frame = ads(1460)
+    _, said = prepared(ctx, frame, start_date=None, end_date=None, window=window)
+    _, days = prepared(ctx, frame, start_date=first, end_date=last)
+    assert (said.start, said.end) == (first, last) and said.snapshot == days.snapshot and len(said) > 80
+    _, hours = prepared(ctx, frame, start_date=None, end_date=None, window="120h")
+    assert (hours.start, hours.end) == ("2023-12-27", "2023-12-31") and hours.span[0] == pd.Timestamp("2023-12-27", tz="UTC")
+
+
+def test_zones_are_instants(ctx):
+    frame = ads(200)
+    elsewhere = frame.assign(created_at=frame.created_at.dt.tz_convert("Asia/Tokyo"), outcome_at=frame.outcome_at.dt.tz_convert("America/New_York"))
+    naive = frame.assign(created_at=frame.created_at.dt.tz_localize(None), outcome_at=frame.outcome_at.dt.tz_localize(None))
+    names = {prepared(ctx, f, name=n)[1].snapshot for n, f in (("utc", frame), ("zones", elsewhere), ("naive", naive))}
+    assert len(names) == 1, "the same instants, however they were written; without a zone they are in UTC"
+    tokyo = prepared(ctx, frame, start_date="2023-01-02T00:00:00+09:00", end_date="2023-01-02T09:00:00+09:00")[1]
+    assert tokyo.span[0] == pd.Timestamp("2023-01-01 18:00", tz="UTC")
+    mixed = frame.assign(created_at=[t.tz_convert("Asia/Tokyo") if i % 2 else t.tz_localize(None) for i, t in enumerate(frame.created_at)])
+    with pytest.raises(InvalidInput, match="column 'created_at' mixes times with a zone"): prepared(ctx, mixed, name="mixed")
+
+
+def test_labels_for_no_row(ctx):
+    late = Context.open(home=ctx.settings.home, clock=FrozenClock(parse_time("2023-01-03")))
+    late.warehouse.write("ads", ads(20), part="all", info=INFO)
+    data = DataPreparer("ad_score_predictor", ctx=late).prepare_training_data("2023-01-01", "2023-01-02")
+    assert len(data) == 0 and data.set_aside == {"whose outcome has not come yet": 8} and data.enough.reason.startswith("0 matured rows are fewer")
+    assert data.label_window == {} and data.usual_gap == ""
+    late.close()
+    with pytest.raises(InvalidInput, match="no row of dataset 'ads' has a usable 'effectiveness_score': 900 without a target"):
+        prepared(ctx, ads().assign(effectiveness_score=np.nan))
+
+
+def test_a_hundred_thousand_categories_and_hostile_names(ctx):
+    n = 100_000
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"account_id": rng.integers(0, 5000, n).astype(str), "created_at": pd.date_range("2023-01-01", periods=n, freq="3min", tz="UTC"),
+                          "ad_content.category": [f"c{i}" for i in rng.permutation(n)], 'ad_content."; drop table ads; --': rng.random(n),
+                          "ad_content.a.b'c": rng.random(n), "platform": rng.choice(["a", "b"], n), "effectiveness_score": rng.random(n) * 100})
+    ctx.warehouse.write("wide", frame, "all", replace(INFO, name="wide", outcome_time=None, category=None))
+    preparer = DataPreparer("ad_score_predictor", source="wide", ctx=ctx)
+    data = preparer.prepare_training_data("2023-01-01", "2023-12-31", ["ad_content.*", "platform"])
+    assert len(data) == n and set(data.features) == {"ad_content.category", 'ad_content."; drop table ads; --', "ad_content.a.b'c", "platform"}
+    report = preparer.generate_data_report(*preparer.train_validation_test_split(data))
+    assert [leak.feature for leak in report.leaks if not leak.by_design] == ["ad_content.category"] and ctx.warehouse.names() == ["wide"]
+    assert 'ad_content."; drop table ads; --' in preparer.prepare_training_data("2023-01-01", "2023-12-31", ['ad_content.";*', "platform"]).features
+
+
+def test_a_feature_that_arrives_with_the_outcome_is_named(ctx):
+    frame = ads(1470)
+    known = frame.outcome_at <= pd.Timestamp("2024-01-01", tz="UTC")
+    frame["ad_content.refund"] = np.where(known & (frame.index % 3 > 0), 1.0 + frame.index % 5, np.nan)
+    frame.loc[frame.index >= 1340, "outcome_at"] = pd.Timestamp("2024-06-01", tz="UTC")       # a hundred and more that wait
+    frame.loc[frame.index >= 1340, "ad_content.refund"] = np.nan
+    preparer, data = prepared(ctx, frame)
+    report = preparer.generate_data_report(*preparer.train_validation_test_split(data))
+    late = [leak for leak in report.leaks if leak.kind == "later"]
+    assert [leak.feature for leak in late] == ["ad_content.refund"] and "it arrives with the outcome" in report.problems[-1] + " ".join(report.problems)
+    assert open_snapshot(ctx, data.snapshot).late == data.late
+
+
+# --- enough
+
+def accounts(units: int, days: int, start: str = "2022-06-01") -> pd.DataFrame:
+    day = pd.date_range(start, periods=days, freq="D", tz="UTC")
+    frame = pd.DataFrame({"account_id": np.repeat([f"a{i}" for i in range(units)], days), "day": np.tile(day, units)})
+    rng = np.random.default_rng(0)
+    drawn = {"spend": rng.random(len(frame)), "platform": rng.choice(["a", "b"], len(frame)), "goes_dark": rng.integers(0, 2, len(frame))}
+    return frame.assign(**drawn, outcome_at=frame.day + pd.Timedelta("30D"))
+
+
+DAILY = DatasetInfo("accounts_daily", "day", "account_id", "goes_dark", None, "outcome_at", split="time")
+
+
+def test_the_guides_minimums_are_the_policies(ctx):
+    asked = {m: ctx.policy(m).minimums for m in ("ad_score_predictor", "account_health_predictor", "ad_sentiment_analyzer")}
+    assert asked == {"ad_score_predictor": MinimumPolicy(samples=50_000), "ad_sentiment_analyzer": MinimumPolicy(samples=100_000),
+                     "account_health_predictor": MinimumPolicy(samples=10_000, units=10_000, days_per_unit=90, months=12)}
+    assert ctx.policy("account_health_predictor").training.window_days >= 395, "twelve months of known labels need thirteen of rows"
+
+
+@pytest.mark.parametrize(("units", "days", "phase", "sentences"), [
+    (40, 300, "failed", ["40 of 40 values of account_id with at least 90 days of history are fewer than the minimum of 10,000 (policy minimums.units)",
+                         "9 months of rows are fewer"]),
+    (40, 365, "failed", ["40 of 40 values of account_id"]), (40, 60, "failed", ["2,400 matured rows", "0 of 40 values", "1 month of rows"])])
+def test_too_few_accounts_too_short_too_little(ctx, units, days, phase, sentences):
+    ctx.warehouse.write("accounts_daily", accounts(units, days), "all", DAILY)
+    preparer = DataPreparer("account_health_predictor", ctx=ctx)
+    data = preparer.prepare_training_data("2022-06-01", "2023-12-31")
+    assert data.enough.phase == phase and len(data.enough.reason.split("; ")) == len(sentences)
+    assert all(said.startswith(wanted) for said, wanted in zip(data.enough.reason.split("; "), sentences, strict=True)), data.enough.reason
+    assert [v["gate"] for v in data.enough.details["minimums"]] == ["data.samples", "data.units", "data.months"]
+    assert data.label_window["usual"] == 30 * 86_400 and open_snapshot(ctx, data.snapshot).enough == data.enough
+    if days > 200: assert preparer.train_validation_test_split(data)[0].spec["gap"] == "30d"
+
+
+def test_a_run_declines_with_the_sentence(ctx):
+    from within.runs.decisions import prepared_decision
+    ctx.warehouse.write("accounts_daily", accounts(40, 400), "all", DAILY)
+    preparer = DataPreparer("account_health_predictor", ctx=ctx)
+    data = preparer.prepare_training_data("2022-06-01", "2023-12-31")
+    decision = prepared_decision(data, preparer.generate_data_report(*preparer.train_validation_test_split(data)), {})
+    assert decision.outcome == "failed" and decision.reason.startswith("40 of 40 values of account_id with at least 90 days of history are fewer")
 
 
 def test_unknown_model_dataset_and_order_of_calls(ctx):

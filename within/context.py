@@ -67,9 +67,11 @@ class Context:
         return self.settings.path(*parts)
 
     @cached_property
-    def warehouse(self) -> Warehouse: return Warehouse(self.settings.home, self.clock)
+    def warehouse(self) -> Warehouse: return Warehouse(self.settings.home, self.clock, self.settings.warehouse_url)
 
-    def close(self) -> None: self.store.close()
+    def close(self) -> None:
+        self.store.close()
+        if warehouse := self.__dict__.pop("warehouse", None): warehouse.close()
 
 
 def resolve(ctx: Context | None = None) -> Context:

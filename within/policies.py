@@ -62,8 +62,11 @@ class FeaturePolicy(Policy):
 
 
 class MinimumPolicy(Policy):
-    "How much there must be before anything is trained."
+    "How much there must be before anything is trained; 0 asks for nothing."
     samples: Count = 50_000
+    units: Annotated[int, Field(ge=0, le=10**12)] = 0           # e.g. accounts
+    days_per_unit: Annotated[int, Field(ge=0, le=36_600)] = 0   # from a unit's first to its last row; shorter histories do not count
+    months: Annotated[int, Field(ge=0, le=1_200)] = 0           # whole months that the rows span
 
 # %% ../nbs/lib/030_policies.ipynb #7de5a2a2
 class TrainingPolicy(Policy):

@@ -32,6 +32,7 @@ def _whole(name: str, value: Any) -> int:
 def settings_from_env(**explicit: Any) -> dict:
     "The values of `Settings`' fields: defaults in code, then `WITHIN_*` variables, then `explicit`; makes the home."
     env = {"home": os.environ.get("WITHIN_HOME"), "configs": os.environ.get("WITHIN_CONFIGS"), "database_url": os.environ.get("WITHIN_DATABASE_URL"),
+           "warehouse_url": os.environ.get("WITHIN_WAREHOUSE_URL"),
            "mlflow_tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"), "clock": os.environ.get("WITHIN_CLOCK"), "engine": os.environ.get("WITHIN_ENGINE"),
            "seed": os.environ.get("WITHIN_SEED"), "user": os.environ.get("WITHIN_USER"), "token": os.environ.get("WITHIN_TOKEN")}
     if extra := set(explicit) - set(env): raise unknown("setting", sorted(extra)[0], env)
@@ -62,6 +63,7 @@ class Settings:
     seed: int = 0                        # WITHIN_SEED
     user: str = "unknown"                # WITHIN_USER: the author of what is done
     token: str | None = field(default=None, repr=False)  # WITHIN_TOKEN: for changing routes over HTTP
+    warehouse_url: str | None = field(default=None, repr=False)  # WITHIN_WAREHOUSE_URL: datasets elsewhere than under the home; may hold a password
 
     def __post_init__(self):
         if self.clock not in (None, *CLOCKS): raise unknown("WITHIN_CLOCK", self.clock, CLOCKS)

@@ -40,7 +40,7 @@ from .serving.routes import Route, change, current
 from .simulation import MONTHS, PlantedEvent, accounts_daily, ads_month, planted, texts_month, traffic
 from .simulation.events import checked_seed
 from .verdicts import Record
-from .warehouse import DatasetInfo, write_parquet
+from .warehouse import DatasetInfo
 
 # %% ../nbs/lib/700_world.ipynb #90c84229
 FIRST_NOW, LAST_NOW = parse_time("2022-10-01"), parse_time("2024-01-31")
@@ -135,7 +135,7 @@ def furnish(ctx: Context, now: datetime, size: Size, seed: int, null: bool, step
         if i + 1 == len(listed) or listed[i + 1][0] != name:
             ctx.warehouse.write(name, frame, part, DATASETS[name])
         else:
-            write_parquet(frame, ctx.warehouse.folder / name / f"{part}.parquet")
+            ctx.warehouse.add(name, frame, part)
     return counts
 
 # %% ../nbs/lib/700_world.ipynb #4dd085dd

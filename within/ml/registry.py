@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'REFERENCE', 'checked_version', 'version_key', 'checked_alias', 'ModelInfo', 'Approval', 'checked_metrics',
            'checked_facts', 'flushed', 'placed', 'intact', 'ApprovalReader', 'RegistryReader', 'reference_of',
-           'RegistryFiles', 'Registration', 'ModelRegistry']
+           'RegistryFiles', 'RegistryAttachments', 'Registration', 'ModelRegistry']
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #7f3ddf39
 import contextlib
@@ -244,6 +244,16 @@ class RegistryFiles(RegistryReader):
         model.lineage = dict(row.body.get("lineage", {}))
         return model
 
+    def _vouched(self, files) -> dict[str, str]: return {p.relative_to(self.ctx.settings.home).as_posix(): file_digest(p) for p in sorted(files)}
+
+    def _mirror(self, what: str, action) -> None:
+        try: action()
+        except Exception as e: logging.getLogger("within.registry").warning("MLflow did not take %s (%s); the store is the authority and goes on", what, e)
+
+# %% ../../nbs/lib/300_ml.registry.ipynb #aacb0e02
+class RegistryAttachments(RegistryFiles):
+    "Files kept beside a version."
+
     def attach(self, model_id: str, filename: str, content: bytes | str | Path) -> Path:
         "Keep a file with a version, outside its digest (a drift reference, a review page); the ledger vouches for its bytes."
         row, filename = self._row(model_id), checked_name(filename, "file name")
@@ -272,14 +282,8 @@ class RegistryFiles(RegistryReader):
         path = self.attachment(f"{row.name}@{row.version}", REFERENCE)
         return Reference.load(path) if path else None
 
-    def _vouched(self, files) -> dict[str, str]: return {p.relative_to(self.ctx.settings.home).as_posix(): file_digest(p) for p in sorted(files)}
-
-    def _mirror(self, what: str, action) -> None:
-        try: action()
-        except Exception as e: logging.getLogger("within.registry").warning("MLflow did not take %s (%s); the store is the authority and goes on", what, e)
-
 # %% ../../nbs/lib/300_ml.registry.ipynb #b1ce7506
-class Registration(RegistryFiles):
+class Registration(RegistryAttachments):
     "Takes fitted models in."
 
     def register_model(self, model: Model, name: str, version: str, metrics: Any = None, training_data_info: Mapping | None = None,

@@ -6,8 +6,8 @@
 __all__ = ['LEARNED_DAYS', 'WEEK', 'RECENT', 'ANALYSES', 'matured_rows', 'within_window', 'data_end', 'champion_on',
            'PerformanceAnalysis', 'reference_accuracy', 'VolumeAnalysis', 'daily_counts', 'training_window',
            'calendar_verdict', 'RetrainingDecision', 'concluded', 'RetrainingEvaluator', 'performance', 'declines',
-           'reference_window', 'drift', 'learned_drift', 'EstimateAnalysis', 'estimated_performance', 'volume',
-           'facts_of', 'drift_verdicts', 'decided', 'expected_improvement']
+           'reference_window', 'two_tables', 'drift', 'learned_drift', 'EstimateAnalysis', 'estimated_performance',
+           'volume', 'facts_of', 'drift_verdicts', 'decided', 'expected_improvement']
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #abb84cff
 import math
@@ -212,20 +212,13 @@ class RetrainingEvaluator:
 
     def analyze_correlation(self, reference_period: str | None = None, current_period: str = "rolling_90d") -> AssociationAnalysis:
         "Which pairs of features hang together otherwise than in the reference; a quarter by default, since a correlation needs many rows."
-        parts = self._parts(reference_period, parse_window(current_period, self.ctx.now()))
+        parts = two_tables(self, reference_period, parse_window(current_period, self.ctx.now()))
         return fit_associations(parts[0], seed=self.ctx.seed).compare(parts[1], threshold=self.policy.triggers.correlation_shift)
 
     def analyze_multivariate(self, reference_period: str | None = None, current_period: str = "last_30_days") -> DomainAnalysis:
         "Whether a classifier tells today's rows from the reference's, by all features together."
-        parts = self._parts(reference_period, parse_window(current_period, self.ctx.now()))
+        parts = two_tables(self, reference_period, parse_window(current_period, self.ctx.now()))
         return domain_classifier(*parts, columns=self.features(), seed=self.ctx.seed, threshold=self.policy.triggers.domain_auc)
-
-    def _parts(self, reference_period: str | None, current: Window) -> list[Any]:
-        "The features of the reference's rows and of the current ones, as two lazy tables."
-        reference, table = reference_window(self, reference_period), self.ctx.warehouse.table(self.dataset)
-        parts = [within_window(table, self.info.time, w).select(*self.features()) for w in (reference, current)]
-        if not int(parts[0].count().execute()): raise InvalidInput(f"{self.dataset} has no row from {reference}; choose a reference_period that holds rows")
-        return parts
 
     def evaluate_retraining_need(self, performance_analysis: PerformanceAnalysis, drift_analysis: DriftAnalysis,
                                  volume_analysis: VolumeAnalysis | None = None, correlation_analysis: AssociationAnalysis | None = None,
@@ -270,9 +263,17 @@ def reference_window(e: RetrainingEvaluator, period: str | None) -> Window:
     raise InvalidInput(f"{e.model_name} has no champion with a recorded training window; give reference_period, such as '2023-06-01_to_2023-06-30'")
 
 
+def two_tables(e: RetrainingEvaluator, reference_period: str | None, current: Window) -> list[Any]:
+    "The features of the reference's rows and of the current ones, lazily."
+    reference, table = reference_window(e, reference_period), e.ctx.warehouse.table(e.dataset)
+    parts = [within_window(table, e.info.time, w).select(*e.features()) for w in (reference, current)]
+    if not int(parts[0].count().execute()): raise InvalidInput(f"{e.dataset} has no row from {reference}; choose a reference_period that holds rows")
+    return parts
+
+
 def drift(e: RetrainingEvaluator, reference_period: str | None, current: Window) -> DriftAnalysis:
     "See `RetrainingEvaluator.analyze_drift`."
-    parts = e._parts(reference_period, current)
+    parts = two_tables(e, reference_period, current)
     return fit_reference(parts[0], columns=e.features()).compare(parts[1], threshold=e.policy.triggers.js_divergence)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #bf1de8ff

@@ -149,6 +149,7 @@ def stage_environment(ctx: Context, folder: RunFolder):
     os.environ.update({**QUIET, "WITHIN_HOME": str(ctx.settings.home), "WITHIN_CONFIGS": str(folder.path / "configs"), "WITHIN_CLOCK": want["clock"],
                        "WITHIN_SEED": str(want["seed"]), "WITHIN_USER": ctx.settings.user, "WITHIN_RUN": folder.id,
                        "WITHIN_DATABASE_URL": ctx.settings.database_url, "MLFLOW_TRACKING_URI": ctx.settings.mlflow_tracking_uri,
+                       "WITHIN_WAREHOUSE_URL": ctx.settings.warehouse_url or "",
                        "PYTHONPATH": os.pathsep.join([inside, *filter(None, [before.get("PYTHONPATH")])])})
     os.environ.pop("MPLBACKEND", None)
     os.chdir(folder.path)
