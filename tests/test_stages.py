@@ -79,6 +79,8 @@ def test_pipeline_and_notebook_agree(notebook):
     task, given = tasks()[notebook.path.stem], parameters(notebook)
     unknown = set(task.get("params", {})) - set(given)
     assert not unknown, f"pipeline.yaml passes {sorted(unknown)}, which the notebook does not know (papermill only warns)"
+    missing = set(given) - {"upstream", "product"} - set(task.get("params", {}))
+    assert not missing, f"pipeline.yaml does not pass {sorted(missing)}, and Ploomber's strict check refuses that"
     named = ast.literal_eval(given["upstream"]) or []
     listed = task.get("upstream") or []
     assert sorted(named) == sorted([listed] if isinstance(listed, str) else listed)

@@ -408,7 +408,7 @@ class DataReport(Record):
         lines = [(v.gate, str(v.phase), v.reason) for v in (*self.proofs, *enough)]
         took = self.label_window
         if took: lines.append(("outcomes", "note", f"95 % of the outcomes came within {took['usual']:g} days, the last after {took['longest']:g}"))
-        lines += [("missing", "note", f"{n} is missing in {share:.1%} of the rows") for n, share in list(self.missing.items())[:5]]
+        lines += [("missing", "note", f"{n} is missing in {share:.1%} of the rows") for n, share in list(self.missing.items())[:5] if share >= 0.001]
         lines += [(f"leakage.{leak.kind}", "by design" if leak.by_design else "look", leak.reason) for leak in self.leaks]
         return Findings(tuple(lines))
 
