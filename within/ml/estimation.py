@@ -6,8 +6,8 @@
 __all__ = ['FOLDS', 'TREES', 'MINIMUM', 'MOST_OUTSIDE', 'HIGHEST_AUC', 'LEAST_SHARE', 'LEAST_ROWS', 'MOST_COMPARED',
            'MOST_CHECKS', 'GATE', 'Seen', 'signature_of', 'seen', 'folds_of', 'grown', 'grown_answers', 'Learned',
            'isotonic', 'trees', 'cross_fitted', 'outside_share', 'thinned', 'density_ratio', 'Support', 'support_of',
-           'unit_correlation', 'inflation', 'expected_mean', 'Figure', 'share_figure', 'error_figure', 'Estimator',
-           'matured', 'cannot', 'fit_estimator', 'kinds_of', 'losses', 'learned_from', 'in_terms_of',
+           'unit_correlation', 'inflation', 'spread', 'expected_mean', 'Figure', 'share_figure', 'error_figure',
+           'Estimator', 'matured', 'cannot', 'fit_estimator', 'kinds_of', 'losses', 'learned_from', 'in_terms_of',
            'EstimatedPerformance', 'estimated', 'assumptions', 'EstimateCheck', 'check', 'binomial_tail', 'distrust',
            'estimated_drop', 'estimate_verdict', 'keep_check', 'kept_checks']
 
@@ -199,14 +199,20 @@ def inflation(shares: np.ndarray, units: np.ndarray | None, rho: float) -> float
     return float(1 - rho + rho * np.sum(together**2) / np.sum(shares**2))
 
 
-def expected_mean(expected: np.ndarray, left: np.ndarray, weights: np.ndarray, reference: Seen, now: Seen) -> tuple[float, float]:
-    "(mean over the new rows, standard error of what it will turn out to be) from `expected` of them and what is `left` on the reference."
-    shares = weights / weights.sum()
+def spread(what: str, expected: np.ndarray) -> np.ndarray: # the same shape
+    "Variance of what is expected, up to a factor: p (1 - p) of a chance, the square of an error."
+    return expected * (1 - expected) if what == "accuracy" else expected**2
+
+
+def expected_mean(what: str, expected: np.ndarray, of_reference: np.ndarray, left: np.ndarray, weights: np.ndarray, reference: Seen, now: Seen
+                  ) -> tuple[float, float]:
+    "(mean over the new rows, standard error of what it will turn out to be) from `expected` of them, the same of the reference rows, and what is `left` there."
+    shares, m = weights / weights.sum(), len(now)
     missed = float(shares @ left)
-    rest = left - missed
+    rest, factor = left - missed, float(np.sum(left**2) / max(spread(what, of_reference).sum(), 1e-300))
     rho = unit_correlation(rest, reference.units)
-    calibration = float(np.sum(shares**2 * rest**2)) * inflation(shares, reference.units, rho)
-    sampling = float(shares @ rest**2) / len(now) * inflation(np.full(len(now), 1 / len(now)), now.units, rho)
+    calibration = max(float(shares**2 @ rest**2), factor * float(shares**2 @ spread(what, of_reference))) * inflation(shares, reference.units, rho)
+    sampling = max(float(shares @ rest**2), factor * float(spread(what, expected).mean())) / m * inflation(np.full(m, 1 / m), now.units, rho)
     return float(expected.mean()) + missed, math.sqrt(calibration + sampling + (missed - left.mean()) ** 2)
 
 # %% ../../nbs/lib/402_ml.estimation.ipynb #6bb022ee
@@ -381,7 +387,8 @@ def estimated(e: Estimator, rows: Any, period: str = "") -> EstimatedPerformance
     counted = min(support.effective_rows, len(now))
     for what, learned in e.learned.items():
         expected = in_terms_of(what, learned(now.x), now.answers, e.threshold)
-        mean, se = expected_mean(expected, e.left[what], support.weights, e.reference, now)
+        before = in_terms_of(what, learned.expected, e.reference.answers, e.threshold)
+        mean, se = expected_mean(what, expected, before, e.left[what], support.weights, e.reference, now)
         if what == "accuracy": found[what] = share_figure(mean, se, counted, e.level)
         else: found[what] = error_figure(mean, se, counted, e.level, 0.5 if what == "squared" else 1.0)
     spans = [v for k in ("accuracy", "squared", "absolute") for v in ((found[k].value, found[k].low, found[k].high) if k in found else (None,) * 3)]
