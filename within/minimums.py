@@ -54,13 +54,8 @@ def minimums(rows: ibis.Table, roles: Any, used: int, policy: MinimumPolicy, min
         seen = history(rows, roles, policy.days_per_unit)
         each = f" with at least {policy.days_per_unit} days of history" if policy.days_per_unit else ""
         named, long = (f"{seen['long']:,} of {seen['units']:,} values of {roles.unit}" if roles.unit else "0 units (no unit column)"), seen["long"]
-<<<<<<< HEAD
-        months = f"{seen['months']} month{'s' * (seen['months'] != 1)} of rows"
-        asked = [("units", named + each, long, policy.units), ("months", months, seen["months"], policy.months)]
-=======
         span = f"{seen['months']} month{'s' * (seen['months'] != 1)} of rows"
         asked = [("units", named + each, long, policy.units), ("months", span, seen["months"], policy.months)]
->>>>>>> wt-data
         found += [enough_of_one(gate, what, figure, wanted, f"policy minimums.{gate}", used) for gate, what, figure, wanted in asked if wanted]
     if len(found) == 1: return found[0]
     bad = [v for v in found if not v.passed] or found
