@@ -8,6 +8,7 @@ MAKEFLAGS  += --no-print-directory
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+WORKERS ?= 2
 digest  = $(shell cat $(1) | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-16)
 PACKAGES := $(VENV)/.stamp-$(call digest,requirements.lock)
 PROJECT  := $(VENV)/.project-$(call digest,pyproject.toml)
@@ -51,10 +52,10 @@ run: setup ## one retraining of ad_score_predictor, start to finish, weeks repla
 
 test: setup ## every test: the chapters' lesson cells, then pytest
 	@echo "lesson cells of $$(ls nbs/lib/*.ipynb | wc -l) chapters"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 fast: setup ## pytest without the slow ones
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 lab: setup ## JupyterLab on nbs/ (LAB_ARGS=... for more options)
 	@$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py $(LAB_ARGS)
