@@ -1,0 +1,58 @@
+"""Every guide of nbs/guides runs as it stands, from the project's root, and is committed with small outputs that name no machine.
+
+A guide that reads files says so in its first cell, `Reads: ../shared/data/a, ../shared/data/b`; it is skipped where one of them is absent."""
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from notebooks import ROOT
+
+GUIDES = sorted((ROOT / "nbs" / "guides").glob("*.ipynb"))
+MOST, PATIENCE = 400_000, 600      # bytes in git; seconds a cell
+
+every_guide = pytest.mark.parametrize("path", GUIDES, ids=lambda p: p.stem)
+
+
+def read(path: Path) -> nbformat.NotebookNode: return nbformat.read(path, as_version=4)
+
+
+def needed(notebook: nbformat.NotebookNode) -> list[str]:
+    "The files and folders that a guide says it reads, relative to the project's root."
+    said = re.search(r"^Reads: (.+)$", notebook.cells[0].source, re.MULTILINE)
+    assert said, "the first cell says what the guide reads: 'Reads: ../shared/data/…' or 'Reads: nothing'"
+    return [] if said[1].strip() == "nothing" else [word.strip(" `") for word in said[1].split(",")]
+
+
+@every_guide
+def test_a_guide_has_a_question_and_says_what_it_reads(path):
+    notebook = read(path)
+    lines = [line for line in notebook.cells[0].source.splitlines() if line.strip()]
+    assert notebook.cells[0].cell_type == "markdown" and lines[0].startswith("# ") and lines[1].startswith("> ")
+    assert all(not Path(name).is_absolute() for name in needed(notebook))
+
+
+@every_guide
+def test_a_guide_is_committed_with_small_outputs_that_name_no_machine(path):
+    notebook, text = read(path), path.read_text()
+    assert len(text.encode()) <= MOST, f"{len(text):,} bytes"
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert outputs and not [o for o in outputs if o.output_type == "error"], "committed as it ran"
+    said = "".join(c.source for c in notebook.cells) + "".join(str({k: v for k, v in o.items() if k != "image/png"}) for o in outputs)
+    assert str(ROOT) not in said and not re.search(r"(?<![\w.])/(home|root|Users|tmp|work)/\w", said)
+
+
+@pytest.mark.slow
+@every_guide
+def test_a_guide_runs(path, tmp_path, monkeypatch):
+    notebook = read(path)
+    if absent := [name for name in needed(notebook) if not (ROOT / name).exists()]: pytest.skip(f"not here: {', '.join(absent)}")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("WITHIN_HOME", str(tmp_path / "home"))
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.outputs = []
+    NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
