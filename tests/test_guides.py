@@ -1,6 +1,6 @@
 """Every guide of nbs/guides runs as it stands, from the project's root, and is committed with small outputs that name no machine.
 
-A guide that reads files says so in its first cell, `Reads: ../shared/data/a, ../shared/data/b`; it is skipped where one of them is absent."""
+A guide says in its metadata which data sets of ../shared/data it reads, `{"within": {"data": ["drift_elec2"]}}`; it is skipped where one is absent."""
 from __future__ import annotations
 
 import os
@@ -22,10 +22,9 @@ def read(path: Path) -> nbformat.NotebookNode: return nbformat.read(path, as_ver
 
 
 def needed(notebook: nbformat.NotebookNode) -> list[str]:
-    "The files and folders that a guide says it reads, relative to the project's root."
-    said = re.search(r"^Reads: (.+)$", notebook.cells[0].source, re.MULTILINE)
-    assert said, "the first cell says what the guide reads: 'Reads: ../shared/data/…' or 'Reads: nothing'"
-    return [] if said[1].strip() == "nothing" else [word.strip(" `") for word in said[1].split(",")]
+    "The data sets that a guide says it reads, relative to the project's root."
+    assert "within" in notebook.metadata, 'the metadata says what the guide reads: {"within": {"data": []}} for nothing'
+    return [f"../shared/data/{name}" for name in notebook.metadata["within"]["data"]]
 
 
 @every_guide
@@ -33,7 +32,8 @@ def test_a_guide_has_a_question_and_says_what_it_reads(path):
     notebook = read(path)
     lines = [line for line in notebook.cells[0].source.splitlines() if line.strip()]
     assert notebook.cells[0].cell_type == "markdown" and lines[0].startswith("# ") and lines[1].startswith("> ")
-    assert all(not Path(name).is_absolute() for name in needed(notebook))
+    code = "".join(c.source for c in notebook.cells if c.cell_type == "code")
+    assert all(Path(name).name in code for name in needed(notebook)), "it names a data set that it does not read"
 
 
 @every_guide
