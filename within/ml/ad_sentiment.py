@@ -23,8 +23,8 @@ import pandas as pd
 from ..errors import InvalidInput
 from .augmentation import balanced_texts
 from .base import FeatureSpec, Model, Setting, opened
-from .encoders import PACKAGED, Source, classifier, layers, matched, pretrained, tokenizer_from
-from .fine_tuning import Course, Plan, answers, fine_tuned, fitted_head, restored, rows_of, saved_tensors
+from .encoders import PACKAGED, Source, classifier, layer_digests, layers, matched, pretrained, tokenizer_from
+from .fine_tuning import Course, Plan, answers, fine_tuned, fitted_head, restored, rows_of, saved_tensors, shipped_digests
 from .text_batches import Tokens, texts_of, tokenized
 
 # %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #454c17ae
@@ -136,6 +136,7 @@ class EncodedText:
         if start is not None: return self.settle(deepcopy(start.network), start.tokenizer_json, start.source)
         encoder, tokenizer, source = pretrained(self.config["encoder"])
         self.settle(classifier(encoder), tokenizer, source)
+        if source.packaged: shipped_digests(source.digest, self.network)
 
     def tokens(self, texts: list[str]) -> Tokens:
         return tokenized(self.tokenizer, texts, min(self.config["max_tokens"], self.source.longest), int(self.source.config.get("pad_token_id") or 0))
@@ -290,6 +291,18 @@ class AdSentimentAnalyzer(TextAnswers):
         return {**super().describe(), "config": {**self.config, "encoder": Path(self.config["encoder"]).name}, **self.part.describe()}
 
     def write_weights(self, folder: Path) -> None: self.part.write(folder)
+
+    def layers(self) -> dict[str, int]: # name -> numbers in it
+        "Layers in the order in which a text passes them; a linear analyzer has none and says so."
+        if not isinstance(self.part, TransformerText):
+            raise InvalidInput("a linear analyzer has no layers; train one with the setting architecture: transformer")
+        self.require_fitted()
+        size = {n: p.numel() for n, p in self.part.network.named_parameters()}
+        return {layer: sum(size[n] for n in names) for layer, names in layers(self.part.network).items()}
+
+    def layer_digests(self, which: Iterable[str] | None = None) -> dict[str, str]:
+        "What each layer (or each of `which`) holds, as sha256 in hex."
+        return layer_digests(self.part.network, list(self.layers()) if which is None else list(which))
 
     @classmethod
     def load(cls, folder: Path | str, digest: str | None = None, ctx: Any = None) -> Self:
