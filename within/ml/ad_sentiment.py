@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORD', 'MOST_WORDS', 'LABELS', 'HELD', 'PRECISIONS', 'SETTINGS', 'PARTS', 'word_columns', 'counted_words', 'polarity',
-           'positive', 'LinearText', 'spread', 'EncodedText', 'TransformerText', 'Words', 'TextAnswers',
+           'positive', 'LinearText', 'spread', 'EncodedText', 'TransformerText', 'Words', 'TextAnswers', 'ParallelText',
            'AdSentimentAnalyzer']
 
 # %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #6a2b78a1
@@ -23,9 +23,9 @@ import pandas as pd
 from ..errors import InvalidInput
 from .augmentation import balanced_texts
 from .base import FeatureSpec, Model, Setting, opened
-from .encoders import PACKAGED, Source, classifier, layer_digests, layers, matched, pretrained, tokenizer_from
-from .fine_tuning import Course, Plan, answers, fine_tuned, fitted_head, restored, rows_of, saved_tensors, shipped_digests
-from .text_batches import Tokens, texts_of, tokenized
+from .encoders import PACKAGED, Source, classifier, layer_digests, layers, matched, pretrained, tokenizer_from, torch_and_transformers
+from .fine_tuning import Course, Plan, answers, fine_tuned, fitted_head, freeze, restored, rows_of, saved_tensors, shipped_digests
+from .text_batches import Tokens, padded, texts_of, tokenized
 
 # %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #454c17ae
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?|[!?]")
@@ -268,7 +268,48 @@ class TextAnswers(Model):
         return out
 
 # %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #1174f7d6
-class AdSentimentAnalyzer(TextAnswers):
+class ParallelText(TextAnswers):
+    "The methods by which several workers train one network."
+
+    def require_parallel(self) -> None:
+        "`InvalidInput` for settings that cannot be trained by several workers."
+        if not isinstance(self.part, TransformerText): raise InvalidInput("a linear analyzer is trained by one worker; set architecture: transformer")
+        if wrong := [k for k in ("augmentation", "class_weights") if self.config[k] != "none"]:
+            raise InvalidInput(f"{wrong[0]} needs all rows at once and is not there for several workers; leave it at none")
+
+    def network(self, seed: int) -> Any:
+        "The pretrained encoder with a fresh head, layers frozen as set; `seed` changes nothing, because nothing of it is drawn."
+        self.require_parallel()
+        self.part.begin(None)
+        freeze(self.part.network, tuple(self.config["frozen_layers"]))
+        return self.part.network
+
+    def batch(self, rows: pd.DataFrame) -> dict[str, Any]:
+        "Padded token numbers, mask and labels of a few rows, as tensors."
+        (torch, _), target = torch_and_transformers(), self.target or "label"
+        if target not in rows.columns: raise InvalidInput(f"the rows lack {target}")
+        tokens = self.part.tokens(self.texts_in(rows))
+        ids, mask = padded(tokens, np.arange(len(tokens)))
+        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask), "labels": torch.tensor(self.outcomes(rows[target]), dtype=torch.float32)}
+
+    def lengths(self, rows: pd.DataFrame) -> np.ndarray: return rows["text"].fillna("").str.len().clip(upper=5 * self.config["max_tokens"]).to_numpy()
+
+    def outcomes(self, labels: pd.Series) -> np.ndarray: return polarity(labels)
+
+    def loss(self, network: Any, batch: Mapping[str, Any]) -> Any: # float32, shape (n,)
+        "Cross-entropy of each row, in nats."
+        torch, _ = torch_and_transformers()
+        return torch.nn.functional.binary_cross_entropy_with_logits(network(ids=batch["ids"], mask=batch["mask"]).float(), batch["labels"], reduction="none")
+
+    def adopt(self, network: Any, target: str = "label", target_mean: float | None = None) -> Self:
+        "Take a trained network; `target_mean` is the share of positives it learned from."
+        if not hasattr(self.part, "tokenizer_json"): self.network(0)
+        self.part.settle(network, self.part.tokenizer_json, self.part.source)
+        self.signature, self.target, self.target_mean = [FeatureSpec("text", "text")], target, 0.5 if target_mean is None else float(target_mean)
+        return self
+
+# %% ../../nbs/lib/224_ml.ad_sentiment.ipynb #df9d7ba2
+class AdSentimentAnalyzer(ParallelText):
     "Probability that a text is positive, 0..1; reads the column `text`."
     name = "ad_sentiment_analyzer"
 

@@ -6,7 +6,8 @@
 __all__ = ['METHODS', 'WINDOW', 'Parallel', 'parallel_class', 'LoopPolicy', 'TrainingConfig', 'load_training_config', 'Plan',
            'planned', 'micro_batches', 'rate_at', 'seed_of', 'asked_digest', 'save_checkpoint', 'load_checkpoint',
            'Place', 'bf16_helps', 'backend_for', 'seated', 'in_order', 'one_step', 'on_device', 'checked_losses',
-           'held_loss', 'Bench', 'set_up', 'batches', 'work', 'leave', 'measured', 'attempt_of', 'take_part']
+           'held_loss', 'Bench', 'set_up', 'batches', 'work', 'leave', 'mean_outcome', 'measured', 'attempt_of',
+           'take_part']
 
 # %% ../../nbs/lib/428_ml.data_parallel.ipynb #41820b0b
 import contextlib
@@ -331,6 +332,7 @@ def set_up(folder: Path, found: type[Model], place: Place, attempt: int, ctx: Co
     config = TrainingConfig.model_validate(asked["config"])
     torch.set_num_threads(config.threads)
     model = parallel_class(found)(config.parameters, ctx=ctx)
+    model.target = config.target  # so that `batch` knows it
     torch.manual_seed(config.seed)
     network = model.network(config.seed).to(place.device)
     learning = [p for p in network.parameters() if p.requires_grad]
@@ -378,13 +380,20 @@ def work(bench: Bench) -> None:
 def leave(bench: Bench, numbers: np.ndarray, step: int) -> None:
     "Save the model and the figures on the validation rows."
     rows, target = bench.held.take(numbers), bench.config.target
-    outcomes = pd.to_numeric(bench.train.take(np.arange(min(len(bench.train), 100_000)))[target], errors="coerce")
-    model = bench.model.adopt(bench.network.cpu().eval(), target, float(outcomes.mean()) if outcomes.notna().all() else None)
+    model = bench.model.adopt(bench.network.cpu().eval(), target, mean_outcome(bench))
     half = Path(tempfile.mkdtemp(dir=bench.folder, prefix=".model-"))
     model.save(half)
     shutil.rmtree(bench.folder / "model", ignore_errors=True)
     half.rename(bench.folder / "model")
     write_json(bench.folder / "outcome.json", {"step": step, "digest": folder_digest(bench.folder / "model"), "metrics": measured(model, rows, target)})
+
+
+def mean_outcome(bench: Bench) -> float | None:
+    "Mean of the training outcomes as numbers, of at most 100,000 rows; None when the model does not say how to read them."
+    labels = bench.train.take(np.arange(min(len(bench.train), 100_000)))[bench.config.target]
+    read = getattr(bench.model, "outcomes", None)
+    if callable(read): return float(np.mean(read(labels)))
+    return float(labels.astype(float).mean()) if pd.api.types.is_numeric_dtype(labels.dtype) else None
 
 
 def measured(model: Model, rows: pd.DataFrame, target: str) -> dict[str, float]:

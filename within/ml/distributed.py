@@ -95,7 +95,8 @@ def asked_for(name: str, train: str, held: str, config_path: Any, workers: int, 
     file = found_config(config_path, ctx)
     config = load_training_config(file)
     if config.model not in (None, found.name): raise InvalidInput(f"{file.name} is for {config.model}, not for {found.name}")
-    found(config.parameters, ctx=ctx)
+    model = found(config.parameters, ctx=ctx)
+    if callable(getattr(model, "require_parallel", None)): model.require_parallel()
     sources = {part: find_rows(path, config.target, what) for part, path, what in (("train", train, "training"), ("validation", held, "validation"))}
     dealt_to(workers, config)
     steps = planned(config, sources["train"].rows).steps
