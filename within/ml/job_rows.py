@@ -99,6 +99,11 @@ class MappedRows:
 
     def __len__(self) -> int: return int(self.starts[-1])
 
+    def column(self, name: str) -> pd.Series:
+        "One whole column."
+        import pyarrow as pa
+        return pa.chunked_array([b.column(name) for b in self.batches], self.reader.schema.field(name).type).to_pandas()
+
     def take(self, numbers: np.ndarray) -> pd.DataFrame:
         "These rows, in this order, index 0..n-1."
         import pyarrow as pa
