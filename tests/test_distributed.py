@@ -420,6 +420,26 @@ def test_a_network_that_breaks_says_so_after_its_restarts(home, place, monkeypat
     assert "a wheel came off" in (job.folder / "log.txt").read_text() and not living(place / "home")
 
 
+def test_a_linear_analyzer_is_refused_before_anything_starts(home, place, tmp_path):
+    (tmp_path / "linear.yml").write_text("model: ad_sentiment_analyzer\nloop: {batch_size: 32, micro_batch: 8}\n")
+    refused(home, place, InvalidInput, "set architecture: transformer", model="AdSentimentAnalyzer", config=str(tmp_path / "linear.yml"))
+    (tmp_path / "weighted.yml").write_text("parameters: {architecture: transformer, class_weights: balanced}\n")
+    refused(home, place, InvalidInput, "class_weights needs all rows", model="AdSentimentAnalyzer", config=str(tmp_path / "weighted.yml"))
+
+
+@pytest.mark.slow
+def test_the_analyzer_is_trained_by_two_workers(home, place, tmp_path):
+    text = (ROOT / "configs" / "sentiment_analyzer_v3.yml").read_text()
+    for key, value in (("max_steps", 2), ("batch_size", 8), ("micro_batch", 4), ("validation_rows", 16)):
+        text = "\n".join(f"{line.partition(':')[0]}: {value}" if line.strip().startswith(f"{key}:") else line for line in text.splitlines())
+    (tmp_path / "short.yml").write_text(text)
+    trainer = DistributedTrainer(2, "mirrored", mixed_precision=True, ctx=home)
+    job = trainer.train("AdSentimentAnalyzer", str(place / "train"), str(place / "val"), str(tmp_path / "short.yml"))
+    result, model = trainer.monitor(job.id, verbose=False), job.model
+    assert result.step == 2 and abs(result.curve[1] - np.log(2)) < 0.02 and 0.4 < model.target_mean < 0.6
+    assert model.get_parameters()["architecture"] == "transformer" and ((p := model.predict(texts(3, 8))) > 0).all() and (p < 1).all()
+
+
 @pytest.mark.slow
 def test_ray_trains_the_same_curve_and_survives_a_killed_worker(undisturbed, place):
     pytest.importorskip("ray.train")

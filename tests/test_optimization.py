@@ -16,10 +16,9 @@ import pytest
 import search_functions
 from sklearn.metrics import mean_squared_error
 
-from within.errors import InvalidInput, NotBuilt
+from within.errors import InvalidInput
 from within.ml.models import AdScorePredictor
 from within.ml.optimization import HoldoutGain, HyperparameterOptimizer, cross_validated, folds_of, gain_from, gain_over_blocks
-from within.ml.transfer import TransferLearningTrainer
 
 SPACE = {"max_depth": [3, 5, 7, 9], "learning_rate": [0.01, 0.05, 0.1, 0.2], "n_estimators": [100, 200, 500], "subsample": [0.8, 0.9, 1.0]}
 
@@ -135,11 +134,6 @@ def test_cross_validation_measures_rows_it_has_not_seen():
     judge = cross_validated(AdScorePredictor, {"nthread": 1, "min_child_weight": 0.0}, folds=3)
     leaky, honest = judge({"n_estimators": 60, "learning_rate": 0.3}, data), judge({"n_estimators": 60, "learning_rate": 0.3}, {**data, "unit": unit})
     assert honest > 2 * leaky
-
-
-def test_what_is_not_built_says_so():
-    trainer = TransferLearningTrainer("ad_sentiment_analyzer", "3.1.0", ["embeddings"])
-    with pytest.raises(NotBuilt, match="not built yet"): trainer.train(None, epochs=5, learning_rate=3e-5, batch_size=32)
 
 
 # --- workers, studies, resuming --------------------------------------------------------------------------------------------------------------------
