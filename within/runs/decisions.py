@@ -44,10 +44,13 @@ def prepared_decision(data: Any, report: Any, outputs: Mapping, whole: int = 0) 
 def search_decision(result: Any, rows: int, folds: int) -> Decision:
     "From an `OptimizationResult`."
     chosen = ", ".join(f"{k} {v}" for k, v in result.best_params.items())
+    held = getattr(result, "holdout", None)
+    gained = str(held).replace("the reference", "the policy's settings")
     tried = f"best of {result.evaluations} of {result.points} settings by {result.metric} over {folds} folds of {rows:,} rows"
-    reason = f"{tried}: {result.best_score:.4g} with {chosen}"
+    reason = f"{tried}: {result.best_score:.4g} with {chosen}" + (f"; {gained}" if held else "")
     trials = [{k: t.get(k) for k in ("number", "params", "score", "state")} for t in result.trials]
-    evidence = {"best parameters": result.best_params, "best score": result.best_score, "stopped": result.stopped, "trials": trials}
+    evidence = {"best parameters": result.best_params, "best score": result.best_score, "stopped": result.stopped, "trials": trials,
+                "gain": gained if held else "not measured: the search has seen nearly all rows"}
     measured = {"seconds of trials": round(sum(t.get("seconds") or 0 for t in result.trials), 1)}
     return Decision(Phase.PASSED, reason, evidence, measured, {"best_params": dict(result.best_params)})
 

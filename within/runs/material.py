@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Periods', 'span', 'days_of', 'history_end', 'periods', 'split_outputs', 'open_parts', 'rows_of', 'keep_model',
-           'open_model', 'release_version', 'champion_version', 'search_data', 'tuned_parameters', 'register_control',
-           'place_control', 'rollout_history', 'pass_days', 'importance_of', 'with_errors', 'segment_errors',
-           'worst_errors', 'drift_page']
+           'open_model', 'release_version', 'champion_version', 'search_data', 'search_holdout', 'tuned_parameters',
+           'register_control', 'place_control', 'rollout_history', 'pass_days', 'importance_of', 'with_errors',
+           'segment_errors', 'worst_errors', 'drift_page']
 
 # %% ../../nbs/lib/717_runs.material.ipynb #2eadc9aa
 import os
@@ -121,9 +121,21 @@ def champion_version(stage: Stage) -> str:
 
 def search_data(stage: Stage, rows: Any, most: int) -> dict:
     "At most `most` rows of a split for the search, chosen by the seed: x (features), y (target), unit if there is one."
-    columns = [*rows.features, rows.target, *([rows.unit] if rows.unit else [])]
-    frame = rows[list(dict.fromkeys(columns))]
-    frame = frame.sample(min(most, len(frame)), random_state=stage.ctx.seed)
+    frame = _searched(rows)
+    return _blocks(rows, frame.sample(min(most, len(frame)), random_state=stage.ctx.seed))
+
+
+def search_holdout(stage: Stage, rows: Any, seen: dict, most: int = 4000) -> dict | None:
+    "Rows of the same split that the search does not see, in the same form; None when fewer than 200 are left."
+    frame = _searched(rows)
+    left = frame[~frame.index.isin(seen["x"].index)]
+    return _blocks(rows, left.sample(min(most, len(left)), random_state=stage.ctx.seed)) if len(left) >= 200 else None
+
+
+def _searched(rows: Any) -> pd.DataFrame: return rows[list(dict.fromkeys([*rows.features, rows.target, *([rows.unit] if rows.unit else [])]))]
+
+
+def _blocks(rows: Any, frame: pd.DataFrame) -> dict:
     return {"x": frame[list(rows.features)], "y": frame[rows.target], **({"unit": frame[rows.unit]} if rows.unit else {})}
 
 
