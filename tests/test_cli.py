@@ -107,6 +107,7 @@ def test_if_changed_runs_once_and_then_says_why_not(home, tmp_path):
 
 def test_the_shipped_workflows_call_what_exists():
     import yaml
-    for file, script in (("github-actions.yml", lambda w: [s.get("run", "") for s in w["jobs"]["retrain"]["steps"]]), ("gitlab-ci.yml", lambda w: w["retrain"]["script"])):
+    scripts = {"github-actions.yml": lambda w: [s.get("run", "") for s in w["jobs"]["retrain"]["steps"]], "gitlab-ci.yml": lambda w: w["retrain"]["script"]}
+    for file, script in scripts.items():
         lines = "\n".join(script(yaml.safe_load((ROOT / "templates" / "ci" / file).read_text())))
         assert "make setup" in lines and "--profile ci --if-changed" in lines and ".venv/bin/within check" in lines

@@ -1,7 +1,6 @@
 """Training and judging: bad rows, tracking that is away, first of its kind, units, and the guide's calls on the small world."""
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -254,7 +253,8 @@ def splits(ads, tmp_path) -> list[Split]:
 
 
 def test_streamed_and_in_memory_agree(ctx, splits, monkeypatch):
-    def train(streaming): return ModelTrainer(predictor(n_estimators=120), experiment_tracking=False, ctx=ctx).train(*splits, FEATURES, TARGET, 20, streaming=streaming)
+    def train(streaming):
+        return ModelTrainer(predictor(n_estimators=120), experiment_tracking=False, ctx=ctx).train(*splits, FEATURES, TARGET, 20, streaming=streaming)
     real = Split.to_batches
     monkeypatch.setattr(Split, "to_batches", lambda self, columns=None, rows=500: real(self, columns, rows))
     streamed, whole = train(True), train(False)
@@ -317,3 +317,63 @@ def test_every_parameter_is_recorded(ctx, ads):
     many = Tracking(ctx).record("many", {f"p{i}": i for i in range(250)}, {}, {"loss": list(range(2000))})
     client = Tracking(ctx).client
     assert len(client.get_run(many).data.params) == 250 and len(client.get_metric_history(many, "loss")) == 2000
+
+
+# --- noise between seeds, and classifiers -------------------------------------------------------------------------------------------------------------
+
+def test_what_the_seed_explains_is_subtracted(ctx, ads):
+    restless = ModelTrainer(predictor(subsample=0.5), experiment_tracking=False, ctx=ctx).train(ads[:1600], ads[1600:2000], FEATURES, TARGET).model
+    ModelRegistry(ctx).register_model(trained(ctx, ads, ["ctr"]).model, "ad_score_predictor", "2.1.0")
+    found = ModelEvaluator(ctx).compare_models(restless, "2.1.0", ads[2000:], FEATURES, TARGET, unit="account_id", train_data=ads[:1600])
+    assert found.noise.seeds == 4 and found.noise.rows == 1600 and 0 < found.noise.percent < 5
+    assert found.verdict.low == pytest.approx(found.low - found.noise.percent) and found.verdict.details["seed_noise"]["figures"]
+    assert "4 refits with other seeds on 1,600 rows" in found.verdict.reason
+    still = ModelEvaluator(ctx).compare_models(trained(ctx, ads).model, "2.1.0", ads[2000:], FEATURES, TARGET)
+    assert still.noise.percent == 0 and "the seed changes nothing" in still.notes[-1] and still.verdict.low == still.low
+
+
+def test_how_lucky_a_seed_can_be():
+    "One more fit beats the mean of k by more than the bound in one case of twenty, whatever k; checked on 4,000 draws each."
+    from within.ml.noise import luck
+    draw = np.random.default_rng(0)
+    for k in (2, 4, 8):
+        refits, more = draw.normal(10, 0.2, (4000, k)), draw.normal(10, 0.2, 4000)
+        beyond = np.mean([f.mean() - m > luck(f) for f, m in zip(refits, more, strict=True)])
+        assert 0.035 < beyond < 0.065
+
+
+def test_a_luckier_seed_is_no_better_model(ads):
+    "Of twenty models that differ in their seed alone, at most three lie further below the mean than the bound from refits on the same rows."
+    from within.ml.noise import seed_noise
+    fits = [predictor(subsample=0.5, random_state=s).fit(ads[FEATURES][:1600], ads[TARGET][:1600]) for s in range(100, 120)]
+    errors = np.array([measure(ads[TARGET][2000:], m.predict(ads[2000:]))["rmse"] for m in fits])
+    noise = seed_noise(fits[0], ads[:1600], ads[2000:]).percent
+    assert (100 * (errors.mean() - errors) / errors.mean() > noise).sum() <= 3
+
+
+@pytest.mark.parametrize("metric", ["brier", "log_loss", None])
+def test_a_classifier_is_judged_by_its_own_error(ctx, ads, metric, monkeypatch):
+    from within.ml.account_health import AccountHealthPredictor
+    rows = ads.assign(goes_dark=(ads[TARGET] > 55).astype(int), day=pd.Timestamp("2023-01-01"))
+    real = Context.policy
+    def policy(self, name):
+        found = real(self, name)
+        return found.model_copy(update={"gates": found.gates.model_copy(update={"improvement_metric": metric})})
+    monkeypatch.setattr(Context, "policy", policy)
+    def fit(columns): return AccountHealthPredictor({"n_estimators": 30, "nthread": 1}).fit(rows[columns][:1600], rows.goes_dark[:1600])
+    ModelRegistry(ctx).register_model(fit(["ctr"]), "account_health_predictor", "1.4.0")
+    found = ModelEvaluator(ctx).compare_models(fit(FEATURES), "1.4.0", rows[2000:], target="goes_dark", unit="account_id")
+    name = metric or "brier"
+    assert found.metric == name and "RMSE" not in found.verdict.reason
+    assert found.verdict.reason.startswith({"brier": "Brier score", "log_loss": "log loss"}[name])
+    old, new = found.champion_metrics[name], found.new_metrics[name]
+    assert found.improvement_percentage == pytest.approx(100 * (old - new) / old) and found.low < found.improvement_percentage < found.high
+    first = ModelEvaluator(ctx).compare_models(fit(FEATURES), None, rows[2000:], target="goes_dark")
+    assert np.isfinite(first.improvement_percentage) and first.verdict.passed
+
+
+def test_an_early_warning_is_measured_by_what_is_called():
+    y, p = [1, 1, 0, 0, 1], [0.9, 0.4, 0.6, 0.1, 0.7]
+    found = measure(y, p, ["precision", "recall", "brier"], 0.5)
+    assert found == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "brier": (0.01 + 0.36 + 0.36 + 0.01 + 0.09) / 5})
+    assert measure(y, p, ["precision", "recall"], 2.0) == {"precision": 0.0, "recall": 0.0} and measure([0, 0], [1, 1], ["recall"], 0.5) == {"recall": 0.0}

@@ -129,7 +129,7 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
             source: Annotated[str, typer.Option(help="An ingested dataset instead of the model's own.")] = "",
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and make nothing.")] = False,
             profile: Annotated[str | None, typer.Option(help="development, ci or training: what a machine that is too small means (WITHIN_PROFILE).")] = None,
-            if_changed: Annotated[bool, typer.Option("--if-changed", help="Only if data, policy or code differ from the last run's; else exit 0.")] = False) -> None:
+            if_changed: Annotated[bool, typer.Option("--if-changed", help="Only if data, policy or code changed; else exit 0.")] = False) -> None:
     "Retrain a model, or go on with a run. Exit 0: answered, also with no; 75: waiting; 1: an error."
     if profile is not None: os.environ["WITHIN_PROFILE"] = profile   # the stages' kernels inherit it
     ctx = open_context()
@@ -141,7 +141,8 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     from within.runs.walk import retrain as walk
     from within.settings import project_root
     if run is not None: find_run(ctx.settings.home, run)   # a typing error must not begin a new run
-    elif until not in (None, *(stages := planned(ctx, project_root(), model, source, sets or [])["stages"])): raise unknown("stage", until, stages)
+    elif until not in (None, *(stages := planned(ctx, project_root(), model, source, sets or [])["stages"])):
+        raise unknown("stage", until, stages)
     marks = marks_of(ctx, model, source, sets or []) if run is None else None
     if if_changed and (told := unchanged(ctx, model, source, marks)): return typer.echo(told)
     result = walk(model, run=run, until=until, sets=sets or [], source=source, ctx=ctx, progress=printed_progress())

@@ -218,6 +218,11 @@ class Learner(ABC):
         self._encode: RecordEncoder | None = None
 
     @property
+    def rounds(self) -> int:
+        "The most rounds (trees, epochs) that a training takes, for its progress."
+        return int(self.config.get("n_estimators") or self.config.get("epochs") or 1)
+
+    @property
     def features(self) -> list[str]: return [s.name for s in self.signature]
 
     @property
@@ -251,6 +256,14 @@ class Model(Learner):
     files: ClassVar[tuple[str, ...]] = ("model.json",)
     resumable: ClassVar[bool] = False     # whether `fit` takes checkpoints=
     streamable: ClassVar[bool] = False    # whether there is a `fit_stream` for rows in batches
+
+    cheap: ClassVar[bool] = False         # whether a refit on a few thousand rows takes seconds
+
+    def seeded(self, seed: int, most_rounds: int | None = None) -> Self | None:
+        "An unfitted model that differs in its seed alone (and has at most so many rounds), or None if the seed changes nothing."
+        if "random_state" not in self.settings: return None
+        counted = [k for k in ("n_estimators", "epochs") if most_rounds and k in self.config]
+        return type(self)({**self.config, "random_state": seed, **{k: min(self.config[k], most_rounds) for k in counted}}, ctx=self.ctx)
 
     @classmethod
     def files_of(cls, body: dict) -> tuple[str, ...]:

@@ -110,7 +110,8 @@ class Checkpoints:
                 continue
             head, payload = found
             if odd := different(self.identity, head["identity"]):
-                raise Conflict(f"{path.name} belongs to another training ({'; '.join(odd[:4])}); give another folder, or remove {self.folder.name!r} to begin again")
+                raise Conflict(f"{path.name} belongs to another training ({'; '.join(odd[:4])}); "
+                               f"give another folder, or remove {self.folder.name!r} to begin again")
             self.notes.append(f"went on after step {head['step']:,} of an interrupted training")
             return Checkpoint(head["step"], head["state"], payload)
         return None

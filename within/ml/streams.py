@@ -32,7 +32,8 @@ def streams(rows: Any, # a split, or a frame
             ) -> bool:
     "Whether to read these rows in batches; `InvalidInput` if that is wanted and they have none."
     able = callable(getattr(rows, "to_batches", None))
-    if wanted and not able: raise InvalidInput(f"streaming needs rows that come in batches (`.to_batches()`), such as a split; a {type(rows).__name__} is in memory already")
+    if wanted and not able:
+        raise InvalidInput(f"streaming needs rows that come in batches (`.to_batches()`), such as a split; a {type(rows).__name__} is in memory already")
     if wanted is not None: return wanted
     return able and len(rows) * columns * BYTES_A_VALUE > SHARE_OF_MEMORY * memory_gib * 2**30
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checked_columns', 'features_and_target', 'threshold_of', 'known_classes', 'figures', 'streamed_figures',
-           'printed_rounds', 'shown_rounds', 'TrainingResult', 'ModelTrainer']
+           'printed_rounds', 'shown_rounds', 'TrainingResult', 'TrainingSteps', 'ModelTrainer']
 
 # %% ../../nbs/lib/310_ml.training.ipynb #59a30f5b
 import time
@@ -122,14 +122,19 @@ class TrainingResult(Record):
     notes: tuple[str, ...] = ()                # e.g. that MLflow could not be reached, or that the machine is small
     streamed: bool = False                     # whether the rows were read in batches
 
+    @property
+    def watched(self) -> str:
+        "What the curve shows, with its unit."
+        return "RMSE (points)" if self.model.task == "regression" else "log loss"
+
     def to_dict(self) -> dict:
         "Plain data; of the model, its class and settings."
         plain = {k: v for k, v in Record.to_dict(self).items() if k != "model"}
         return {**plain, "model": {"class": type(self.model).__name__, "parameters": self.model.get_parameters(), "features": self.model.features}}
 
 # %% ../../nbs/lib/310_ml.training.ipynb #a8fc9e69
-class ModelTrainer:
-    "Fits a model, measures it and records how it was made."
+class TrainingSteps:
+    "The steps of a training; `ModelTrainer` takes them in order."
 
     def __init__(self, model: Model, experiment_tracking: bool = True, track_parameters: bool = True, track_metrics: bool = True,
                  profile: str | None = None, # development, ci or training; default: the context's (WITHIN_PROFILE)
@@ -145,27 +150,6 @@ class ModelTrainer:
         except UnknownModel: wanted = TrainingResources()
         return preflight(wanted, self.profile, this_machine(self.ctx.settings.home))
 
-    def train(self, train_data: Any, validation_data: Any, features: Sequence[str], target: str, early_stopping_rounds: int | None = None,
-              verbose: int | bool = False, checkpoints: Path | str | None = None, streaming: bool | None = None) -> TrainingResult:
-        "Fit on `train_data`, stop by `validation_data`; raises `InvalidInput` for rows that cannot teach, `Conflict` for another training's checkpoints."
-        ready, features = self.preflight(), checked_columns(train_data, features, target)
-        if validation_data is not None: checked_columns(validation_data, features, target, "validation")
-        streamed = self._streams(train_data, len(features), streaming)
-        kept, notes = self._checkpoints(checkpoints)
-        parts = [(rows, None if streamed else features_and_target(rows, features, target)) for rows in (train_data, validation_data) if rows is not None]
-        start = time.perf_counter()
-        self._fit([held or rows for rows, held in parts], features, target, early_stopping_rounds if len(parts) > 1 else None, verbose, kept, streamed)
-        seconds, threshold = time.perf_counter() - start, threshold_of(self.model, self.ctx)
-        measured = [streamed_figures(self.model, rows, features, target, threshold) if streamed else figures(self.model, *held, threshold) for rows, held in parts]
-        self.model.lineage, curve = self._lineage(train_data, features, target), dict(getattr(self.model, "curve", {}) or {})
-        asked = {"early_stopping_rounds": early_stopping_rounds, "training_rows": len(train_data), "streamed": streamed, "seed": self.ctx.seed, "profile": self.profile}
-        run, lost = self._tracked(*(measured + [{}])[:2], curve, asked) if self.experiment_tracking else (None, ())
-        self.model.tracking_run_id = run
-        if kept: kept.clear()
-        notes = (*lost, *notes, *(kept.notes if kept else ()), *getattr(self.model, "notes", ()), *([] if ready.passed else [ready.reason]))
-        best = getattr(self.model, "best_iteration", None)
-        return TrainingResult(self.model, *(measured + [{}])[:2], seconds, best, curve, run, notes, streamed)
-
     def _streams(self, rows: Any, columns: int, wanted: bool | None) -> bool:
         if not self.model.streamable:
             if wanted: raise InvalidInput(f"{type(self.model).__name__} cannot learn from batches; leave streaming out, or use gradient boosting")
@@ -179,9 +163,8 @@ class ModelTrainer:
 
     def _fit(self, parts: list, features: list[str], target: str, patience: int | None, verbose: int | bool, kept: Checkpoints | None, streamed: bool) -> None:
         more = {"checkpoints": kept} if kept else {}
-        total = int(self.model.config.get("n_estimators") or self.model.config.get("epochs") or 1)
         held = parts[1] if len(parts) > 1 else None
-        with shown_rounds(total, verbose) as progress:
+        with shown_rounds(self.model.rounds, verbose) as progress:
             if streamed: self.model.fit_stream(parts[0], features, target, held, patience, progress, **more)
             else: self.model.fit(*parts[0], validation=held, early_stopping_rounds=patience, progress=progress, **more)
 
@@ -198,3 +181,30 @@ class ModelTrainer:
             rounds = {f"{part}.by_round": values for part, values in curve.items()}
             return Tracking(self.ctx).record(self.model.name, parameters, *(figures_by_part, rounds) if self.track_metrics else ({}, {}), tags), ()
         except Exception as e: return None, (f"not recorded in MLflow: {type(e).__name__}: {str(e)[:300]}",)
+
+# %% ../../nbs/lib/310_ml.training.ipynb #fdd00816
+class ModelTrainer(TrainingSteps):
+    "Fits a model, measures it and records how it was made."
+
+    def train(self, train_data: Any, validation_data: Any, features: Sequence[str], target: str, early_stopping_rounds: int | None = None,
+              verbose: int | bool = False, checkpoints: Path | str | None = None, streaming: bool | None = None) -> TrainingResult:
+        "Fit on `train_data`, stop by `validation_data`; raises `InvalidInput` for rows that cannot teach, `Conflict` for another training's checkpoints."
+        ready, features = self.preflight(), checked_columns(train_data, features, target)
+        if validation_data is not None: checked_columns(validation_data, features, target, "validation")
+        streamed = self._streams(train_data, len(features), streaming)
+        kept, notes = self._checkpoints(checkpoints)
+        parts = [(rows, None if streamed else features_and_target(rows, features, target)) for rows in (train_data, validation_data) if rows is not None]
+        start = time.perf_counter()
+        self._fit([held or rows for rows, held in parts], features, target, early_stopping_rounds if len(parts) > 1 else None, verbose, kept, streamed)
+        seconds, threshold = time.perf_counter() - start, threshold_of(self.model, self.ctx)
+        measured = [streamed_figures(self.model, rows, features, target, threshold) if streamed else figures(self.model, *held, threshold)
+                    for rows, held in parts]
+        self.model.lineage, curve = self._lineage(train_data, features, target), dict(getattr(self.model, "curve", {}) or {})
+        asked = {"early_stopping_rounds": early_stopping_rounds, "training_rows": len(train_data), "streamed": streamed, "seed": self.ctx.seed,
+                 "profile": self.profile}
+        run, lost = self._tracked(*(measured + [{}])[:2], curve, asked) if self.experiment_tracking else (None, ())
+        self.model.tracking_run_id = run
+        if kept: kept.clear()
+        notes = (*lost, *notes, *(kept.notes if kept else ()), *getattr(self.model, "notes", ()), *([] if ready.passed else [ready.reason]))
+        best = getattr(self.model, "best_iteration", None)
+        return TrainingResult(self.model, *(measured + [{}])[:2], seconds, best, curve, run, notes, streamed)

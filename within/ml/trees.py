@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'TREE_SETTINGS', 'SEGMENT', 'booster_parameters', 'round_figures', 'segment', 'boost', 'quantised',
-           'TreeLearner', 'TreeModel']
+           'TreeFitting', 'TreeLearner', 'TreeModel']
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #afd33747
 from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ TREE_SETTINGS: dict[str, Setting] = {
 def booster_parameters(config: dict, objective: str) -> dict:
     "A model's configuration in XGBoost's words."
     taken = ("max_depth", "learning_rate", "subsample", "colsample_bytree", "min_child_weight", "gamma", "reg_alpha", "reg_lambda", "max_bin")
-    return {"objective": objective, "tree_method": "hist", "seed": config["random_state"], "seed_per_iteration": True, "nthread": threads(config["nthread"]), "verbosity": 0,
-            **{k: config[k] for k in taken}}
+    return {"objective": objective, "tree_method": "hist", "seed": config["random_state"], "seed_per_iteration": True, "verbosity": 0,
+            "nthread": threads(config["nthread"]), **{k: config[k] for k in taken}}
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #29dbf114
 SEGMENT = 100
@@ -89,15 +89,14 @@ def quantised(x: np.ndarray, y: np.ndarray, # float32 (n, k) and float64 (n,)
                                             feature_names=[s.name for s in signature], feature_types=kinds)
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #95279cd4
-class TreeLearner(Model):
-    "Gradient-boosted trees that fit and answer."
+class TreeFitting(Model):
+    "Gradient-boosted trees that fit."
     settings = TREE_SETTINGS
     objective: ClassVar[str] = "reg:squarederror"
     bounds: ClassVar[tuple[float | None, float | None]] = (None, None)  # of the target, and of every answer
     architectures: ClassVar[tuple[str, ...]] = ("gradient_boosting",)   # those that this class can be
 
-    resumable: ClassVar[bool] = True   # `fit` takes checkpoints
-    streamable: ClassVar[bool] = True  # `fit_stream` takes rows in batches
+    resumable = streamable = cheap = True   # what `Model` says of itself, see there
 
     def __init__(self, config=None, ctx: Any = None):
         super().__init__(config, ctx)
@@ -139,6 +138,9 @@ class TreeLearner(Model):
             made.clear()
         return self.learned(signature, target, parts[0][1])
 
+    def seeded(self, seed: int, most_rounds: int | None = None) -> Self | None:
+        return None if self.config["subsample"] == self.config["colsample_bytree"] == 1 else super().seeded(seed, most_rounds)
+
     def identity(self, rows: str, held: str | None, early_stopping_rounds: int | None) -> dict:
         "What a checkpoint of this training is known by."
         return {"class": type(self).__name__, "settings": self.config, "rows": rows, "validation rows": held, "early stopping": early_stopping_rounds}
@@ -146,6 +148,10 @@ class TreeLearner(Model):
     def learned(self, signature: list[FeatureSpec], target: str, values: np.ndarray) -> Self:
         self.signature, self.target, self.target_mean, self._encode, self._parallel = signature, target, float(values.mean()), None, None
         return self
+
+# %% ../../nbs/lib/215_ml.trees.ipynb #9607f541
+class TreeLearner(TreeFitting):
+    "Gradient-boosted trees that fit and answer."
 
     def answers(self, rows: np.ndarray, parallel: bool = True) -> np.ndarray:
         "Answers for an encoded matrix, within bounds, float64; a few rows are answered faster by one thread."

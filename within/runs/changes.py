@@ -34,8 +34,8 @@ def marks_of(ctx: Context, model: str, source: str = "", sets: Iterable[str] = (
     root, policy = root or project_root(), ctx.policy(model)
     mine = [p for p in (root / "nbs" / "stages", root / "pipeline.yaml", root / "requirements.lock") if p.exists()]
     name = source or policy.dataset
-    return {"data": rows_mark(ctx.warehouse.table(name)) if name in ctx.warehouse.names() else "no rows", "policy": policy_digest(policy)[:16], "code": code_digest(*mine)[:16],
-            "overrides": ", ".join(sorted(sets))}
+    return {"data": rows_mark(ctx.warehouse.table(name)) if name in ctx.warehouse.names() else "no rows", "policy": policy_digest(policy)[:16],
+            "code": code_digest(*mine)[:16], "overrides": ", ".join(sorted(sets))}
 
 # %% ../../nbs/lib/726_runs.changes.ipynb #cd5ff5fe
 ANSWERS = {Phase.PASSED: "passed every stage", Phase.FAILED: "was declined", Phase.INCONCLUSIVE: "was inconclusive", Phase.WAITING: "is waiting"}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Periods', 'span', 'days_of', 'history_end', 'periods', 'split_outputs', 'open_parts', 'rows_of', 'keep_model',
-           'open_model', 'release_version', 'champion_version', 'search_data', 'tuned_parameters', 'register_control',
-           'place_control', 'rollout_history', 'pass_days', 'importance_of', 'with_errors', 'segment_errors',
-           'worst_errors', 'drift_page']
+           'open_model', 'release_version', 'champion_version', 'search_data', 'task_of', 'unit_of', 'error_of',
+           'tuned_parameters', 'register_control', 'place_control', 'rollout_history', 'pass_days', 'importance_of',
+           'with_errors', 'segment_errors', 'worst_errors', 'drift_page']
 
 # %% ../../nbs/lib/717_runs.material.ipynb #2eadc9aa
 import os
@@ -123,6 +123,25 @@ def search_data(stage: Stage, rows: Any, most: int) -> dict:
     frame = rows[list(dict.fromkeys(columns))]
     frame = frame.sample(min(most, len(frame)), random_state=stage.ctx.seed)
     return {"x": frame[list(rows.features)], "y": frame[rows.target], **({"unit": frame[rows.unit]} if rows.unit else {})}
+
+
+def task_of(stage: Stage) -> str:
+    "regression or classification: what the run's model answers."
+    from within.ml.models import model_class
+    return model_class(stage.model, stage.ctx.settings.configs).task
+
+
+def unit_of(stage: Stage) -> str:
+    "The unit of the model's answers, for the axes of plots."
+    from within.ml.evaluation import UNITS
+    return UNITS[task_of(stage)]
+
+
+def error_of(stage: Stage) -> tuple[str, str]:
+    "The metric whose improvement decides, and its name for a reader with the unit, if it has one."
+    from within.ml.evaluation import ERRORS, error_metric
+    name = error_metric(stage.policy, task_of(stage))
+    return name, ERRORS[name] + (" (points)" if name in ("rmse", "mae") and task_of(stage) == "regression" else "")
 
 
 def tuned_parameters(stage: Stage) -> dict:
