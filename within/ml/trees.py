@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'TREE_SETTINGS', 'SEGMENT', 'booster_parameters', 'round_figures', 'segment', 'boost', 'quantised',
-           'TreeFitting', 'TreeLearner', 'TreeModel']
+           'TreeFitting', 'TreeLearner', 'read_booster', 'TreeModel']
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #afd33747
 from collections.abc import Callable, Sequence
@@ -173,6 +173,16 @@ class TreeLearner(TreeFitting):
         return self.answers(self._encode(records), parallel=len(records) > 512).tolist()
 
 # %% ../../nbs/lib/215_ml.trees.ipynb #089e72bb
+def read_booster(path: Path, features: int) -> Any:
+    "A saved booster; `InvalidInput` if it cannot be read or reads another number of features."
+    xgboost = loaded_xgboost()
+    booster = xgboost.Booster()
+    try: booster.load_model(path)
+    except xgboost.core.XGBoostError as e: raise InvalidInput(f"{path.name} cannot be read: {str(e).strip().splitlines()[0]}") from None
+    if booster.num_features() != features: raise InvalidInput(f"{path.name} reads {booster.num_features()} features, its signature has {features}")
+    return booster
+
+
 class TreeModel(TreeLearner):
     "Gradient-boosted trees over numbers and categories."
     files = ("model.json", "model.ubj")
@@ -200,9 +210,4 @@ class TreeModel(TreeLearner):
     def write_weights(self, folder: Path) -> None: self.booster.save_model(folder / "model.ubj")
 
     def read_weights(self, folder: Path, body: dict) -> None:
-        xgboost = loaded_xgboost()
-        self.booster, self.best_iteration = xgboost.Booster(), body.get("best_iteration")
-        try: self.booster.load_model(folder / "model.ubj")
-        except xgboost.core.XGBoostError as e: raise InvalidInput(f"model.ubj cannot be read: {str(e).strip().splitlines()[0]}") from None
-        if self.booster.num_features() != len(self.signature):
-            raise InvalidInput(f"model.ubj reads {self.booster.num_features()} features, its signature has {len(self.signature)}")
+        self.booster, self.best_iteration = read_booster(folder / "model.ubj", len(self.signature)), body.get("best_iteration")
