@@ -178,7 +178,8 @@ def read_booster(path: Path, features: int) -> Any:
     xgboost = loaded_xgboost()
     booster = xgboost.Booster()
     try: booster.load_model(path)
-    except xgboost.core.XGBoostError as e: raise InvalidInput(f"{path.name} cannot be read: {str(e).strip().splitlines()[0]}") from None
+    except (xgboost.core.XGBoostError, UnicodeDecodeError) as e:   # its own message may quote bytes that are no text
+        raise InvalidInput(f"{path.name} cannot be read: {str(e).strip().splitlines()[0]}") from None
     if booster.num_features() != features: raise InvalidInput(f"{path.name} reads {booster.num_features()} features, its signature has {features}")
     return booster
 
