@@ -82,3 +82,32 @@ def test_a_reader_who_has_seen_enough_is_no_error(within):
     child.stdout.close()   # before it writes its first line
     assert child.wait(60) == 141 and child.stderr.read() == ""
     child.stderr.close()
+
+
+@pytest.mark.slow
+def test_if_changed_runs_once_and_then_says_why_not(home, tmp_path):
+    def retrain(*more, **env):
+        argv = [sys.executable, "-c", "from within.cli import main; main()", "retrain", "ad_score_predictor", "--profile", "ci", *more]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200", **env}, timeout=300)
+    few = ("--set", "prepare.minimum_samples=100000000", "--if-changed")   # too few rows: declined after two stages
+    first = retrain(*few)
+    assert first.returncode == 0 and "declined at prepare" in first.stdout, first.stdout + first.stderr
+    again = retrain(*few)
+    assert again.returncode == 0 and again.stdout.startswith("nothing changed since run 20231001-ad_score_predictor-") and "was declined" in again.stdout
+    assert len(list((home / "runs").iterdir())) == 1
+    policies = shutil.copytree(os.environ["WITHIN_CONFIGS"], tmp_path / "policies")
+    text = (policies / "ad_score_predictor.yml").read_text()
+    (policies / "ad_score_predictor.yml").write_text(text.replace("score_threshold: 50", "score_threshold: 51"))
+    for changed in ({"WITHIN_CONFIGS": str(policies)}, {}):   # another policy; then the first again, which is no longer the last
+        assert "declined at prepare" in retrain(*few, **changed).stdout
+    assert len(list((home / "runs").iterdir())) == 3
+    assert retrain("--run", "20231001-ad_score_predictor-0000", "--if-changed").returncode == 2
+    assert "did you mean 'training'" in retrain("--profile", "trainig").stderr
+
+
+def test_the_shipped_workflows_call_what_exists():
+    import yaml
+    scripts = {"github-actions.yml": lambda w: [s.get("run", "") for s in w["jobs"]["retrain"]["steps"]], "gitlab-ci.yml": lambda w: w["retrain"]["script"]}
+    for file, script in scripts.items():
+        lines = "\n".join(script(yaml.safe_load((ROOT / "templates" / "ci" / file).read_text())))
+        assert "make setup" in lines and "--profile ci --if-changed" in lines and ".venv/bin/within check" in lines

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from within.errors import DigestMismatch, InvalidInput, NotBuilt
+from within.errors import DigestMismatch, InvalidInput
 from within.ml.base import BaselineModel, folder_digest
 from within.ml.models import AccountHealthPredictor, AdScorePredictor, AdSentimentAnalyzer, load_model
 
@@ -106,10 +106,6 @@ def test_targets_that_cannot_teach(ads, change, match):
                                            ([1], "mapping")])
 def test_configurations_that_cannot_be_meant(config, match):
     with pytest.raises(InvalidInput, match=match): AdScorePredictor(config=config)
-
-
-def test_the_deep_network_is_not_built():
-    with pytest.raises(NotBuilt, match="not built yet"): AdScorePredictor({"architecture": "deep_neural_network"})
 
 
 def test_early_stopping_keeps_only_useful_rounds(ads):

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -234,3 +235,147 @@ def test_a_model_of_long_texts_is_cheap_to_refer_to(registry):
     part = snapshot_of(registry.ctx, 100_000, ("text",), text=True)
     found = reference_of(registry.ctx, part.lineage, ["text"])
     assert found.rows == len(part) and len(found.to_json()) < 2_000
+def test_who_was_champion_when(registry, monkeypatch):
+    for version, trees in (("1.0.0", 3), ("1.1.0", 4)): registry.register_model(small(trees), "ads", version)
+    home = registry.ctx.settings.home
+    for day, version in (("2023-10-02", "1.0.0"), ("2023-11-01", "1.1.0"), ("2023-11-20", "1.1.0"), ("2023-12-01", "1.0.0")):
+        ModelRegistry(Context.open(home=home, clock=FrozenClock(parse_time(day)), user="ops")).set_alias("ads", "champion", version)
+    told = registry.champions("ads")
+    assert [(t.version, f"{t.since:%m-%d}", t.until and f"{t.until:%m-%d}", t.by) for t in told] == [
+        ("1.0.0", "10-02", "11-01", "ops"), ("1.1.0", "11-01", "12-01", "ops"), ("1.0.0", "12-01", None, "ops")]
+    asked = {"2023-10-01": None, "2023-10-02": "1.0.0", "2023-10-31T23:59:59": "1.0.0", "2023-11-01": "1.1.0", "2024-05-01": "1.0.0"}
+    assert {day: (c and c.version) for day in asked for c in [registry.champion_at("ads", day)]} == asked
+    assert registry.champions("other") == []
+    for wrong in ("../ads", "", None):
+        with pytest.raises(InvalidInput): registry.champions(wrong)
+    with pytest.raises(InvalidInput): registry.champion_at("ads", "last week")
+
+
+def test_a_version_says_where_it_came_from(registry, monkeypatch):
+    from within.ml.machine import code_digest
+    monkeypatch.setenv("WITHIN_RUN", "20231001-ads-1a2b")
+    model = small()
+    model.lineage = {"snapshot": "ab" * 32, "split": {"by": "time"}, "rows": 40}
+    info = registry.register_model(model, "ads", "1.0.0", training_data_info={"samples": 40})
+    assert info.origin["run"] == "20231001-ads-1a2b" and info.origin["code"] == code_digest() and info.origin["within"]
+    assert info.lineage == model.lineage and info.parameters["n_estimators"] == 3
+    monkeypatch.delenv("WITHIN_RUN")
+    assert registry.register_model(small(), "ads", "1.0.0").origin["run"] == "20231001-ads-1a2b"   # the same bytes again change nothing
+
+
+@pytest.mark.parametrize("file", ["model.json", "model.ubj"])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b + b"\n", lambda b: b"\x80\x04\x95" + b[3:]])
+def test_tampered_and_truncated_files_are_never_parsed(registry, monkeypatch, file, damage):
+    registry.register_model(small(), "ads", "1.0.0")
+    for copy in registry.ctx.path().rglob(file): copy.write_bytes(damage(copy.read_bytes()))
+    def never(*_, **__): raise AssertionError("parsed")
+    monkeypatch.setattr("within.ml.base.json", SimpleNamespace(loads=never))
+    monkeypatch.setattr(AdScorePredictor, "read_weights", never)
+    with pytest.raises(DigestMismatch, match="nothing|not those"): registry.load("ads", "1.0.0")
+
+
+def test_a_pickle_is_no_model(registry, tmp_path):
+    import pickle
+    touched = tmp_path / "touched"
+    class Hostile:
+        def __reduce__(self): return (touched.touch, ())
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(Hostile()))
+    folder = small().save(tmp_path / "m")
+    (folder / "model.ubj").write_bytes((tmp_path / "model.pkl").read_bytes())
+    argv = [sys.executable, "-c", "from within.cli import main; main()", "register", "ads"]
+    env = {**os.environ, "WITHIN_HOME": str(registry.ctx.settings.home), "WITHIN_CLOCK": "system"}
+    for offered in (tmp_path / "model.pkl", folder):
+        done = subprocess.run([*argv, str(offered), "--version", "1.0.0"], capture_output=True, text=True, env=env, timeout=120)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    for version in ("2.2", "v2.2.0"):
+        (folder / "model.ubj").unlink(missing_ok=True)
+        small().booster.save_model(folder / "model.ubj")
+        done = subprocess.run([*argv, str(folder), "--version", version], capture_output=True, text=True, env=env, timeout=120)
+        assert done.returncode == 2 and "three whole numbers" in done.stderr
+    assert not touched.exists() and registry.names() == []
+
+
+# --- a fourth model is one chapter and one config -----------------------------------------------------------------------------------------------------
+
+CHAPTER = '''
+"""How much will this campaign cost a day?"""
+import json
+import numpy as np
+import pandas as pd
+from within.errors import InvalidInput
+from within.ml.base import Model, Setting, feature_spec, matrix
+
+class DailyCost(Model):
+    "Ridge regression over the features it is given."
+    name, task = "daily_cost", "regression"
+    settings = {"strength": Setting(1.0, 0.0, 1e6)}
+
+    def fit(self, x, y, validation=None, early_stopping_rounds=None, progress=None):
+        self.signature = [feature_spec(x[c]) for c in x.columns]
+        rows, y = np.nan_to_num(matrix(x, self.signature)).astype(float), np.asarray(y, float)
+        full = np.column_stack([rows, np.ones(len(rows))])
+        self.weights = np.linalg.solve(full.T @ full + self.config["strength"] * np.eye(full.shape[1]), full.T @ y)
+        self.target, self.target_mean = "cost", float(y.mean())
+        return self
+
+    def predict(self, x):
+        self.require_fitted()
+        return np.nan_to_num(matrix(x, self.signature)).astype(float) @ self.weights[:-1] + self.weights[-1]
+
+    def describe(self): return {**super().describe(), "weights": self.weights.tolist()}
+
+    def read_weights(self, folder, body):
+        if len(body.get("weights", ())) != len(self.signature) + 1: raise InvalidInput("model.json lacks its weights")
+        self.weights = np.array(body["weights"], float)
+'''
+CONFIG = """
+model: daily_cost
+class: campaign_costs:DailyCost
+dataset: campaigns
+target: cost
+unit: account_id
+score_threshold: 20
+minimums: {samples: 100}
+"""
+
+
+def test_a_fourth_model_is_trained_registered_and_served(tmp_path, monkeypatch):
+    import shutil
+    from pathlib import Path
+
+    import numpy as np
+    from conftest import assert_nothing_runs
+
+    from within.errors import UnknownModel
+    from within.ml.evaluation import ModelEvaluator
+    from within.ml.models import model_class
+    from within.ml.training import ModelTrainer
+    from within.serving.routes import Route, change
+    from within.serving.supervisor import gateway_url, release
+    from within.serving.wire import ask
+    root = Path(__file__).resolve().parent.parent
+    configs = Path(shutil.copytree(root / "configs", tmp_path / "configs"))
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "campaign_costs.py").write_text(CHAPTER)
+    monkeypatch.syspath_prepend(tmp_path / "chapters")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'chapters'}{os.pathsep}{os.environ.get('PYTHONPATH', root)}")   # the host process imports it too
+    with pytest.raises(UnknownModel): model_class("daily_cost", configs)
+    (configs / "daily_cost.yml").write_text(CONFIG)
+    ctx = Context.open(home=with_tables(tmp_path / "home"), configs=configs, clock=FrozenClock(parse_time("2023-10-01")), user="ana")
+    draw = np.random.default_rng(0)
+    rows = pd.DataFrame({"reach": draw.normal(10, 2, 400), "bids": draw.normal(5, 1, 400), "account_id": draw.integers(0, 50, 400)})
+    rows["cost"] = 2 * rows.reach - rows.bids + draw.normal(0, 0.5, 400)
+    result = ModelTrainer(model_class("daily_cost", configs)({"strength": 0.1}, ctx=ctx), ctx=ctx).train(rows[:300], rows[300:], ["reach", "bids"], "cost")
+    assert result.validation_metrics["rmse"] < 0.7 and result.tracking_run_id and set(result.validation_metrics) >= {"accuracy_at_threshold"}
+    compared = ModelEvaluator(ctx).compare_models(result.model, None, rows[300:], target="cost", unit="account_id")
+    assert compared.verdict.passed and compared.champion == "baseline (mean)"
+    info = ModelRegistry(ctx).register_model(result.model, "daily_cost", "1.0.0", metrics=compared.new_metrics)
+    ModelRegistry(ctx).approve(info.id, "bo@example.com", "read it")
+    assert ModelRegistry(ctx).load("daily_cost", "1.0.0").predict(rows).tolist() == result.model.predict(rows).tolist()
+    change(ctx, Route("staging", "daily_cost", "1.0.0"), None, by="test", wait=0)
+    try:
+        given = {"inputs": [{"name": n, "shape": [1], "data": [float(rows[n][0])]} for n in ("reach", "bids")]}
+        code, answer = ask(gateway_url(ctx, "staging"), "/v2/models/daily_cost/infer", given)
+        assert code == 200 and answer["outputs"][0]["data"][0] == pytest.approx(result.model.predict(rows[:1])[0])
+    finally: release(ctx)
+    assert_nothing_runs(ctx.settings.home, patience=30.0)

@@ -137,14 +137,26 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
             until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
             sets: Annotated[list[str] | None, typer.Option("--set", help="Override: parameter=value or stage.parameter=value; repeatable.")] = None,
             source: Annotated[str, typer.Option(help="An ingested dataset instead of the model's own.")] = "",
-            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and make nothing.")] = False) -> None:
+            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and make nothing.")] = False,
+            profile: Annotated[str | None, typer.Option(help="development, ci or training: what a machine that is too small means (WITHIN_PROFILE).")] = None,
+            if_changed: Annotated[bool, typer.Option("--if-changed", help="Only if data, policy or code changed; else exit 0.")] = False) -> None:
     "Retrain a model, or go on with a run. Exit 0: answered, also with no; 75: waiting; 1: an error."
+    if profile is not None: os.environ["WITHIN_PROFILE"] = profile   # the stages' kernels inherit it
     ctx = open_context()
     if dry_run: return say_plan(ctx, model, source, sets or [])
+    if run is not None and if_changed: raise InvalidInput("--if-changed is about a new run; a run that exists is gone on with by --run alone")
+    from within.runs.changes import marks_of, note, unchanged
     from within.runs.folder import find_run
+    from within.runs.walk import planned
     from within.runs.walk import retrain as walk
+    from within.settings import project_root
     if run is not None: find_run(ctx.settings.home, run)   # a typing error must not begin a new run
+    elif until not in (None, *(stages := planned(ctx, project_root(), model, source, sets or [])["stages"])):
+        raise unknown("stage", until, stages)
+    marks = marks_of(ctx, model, source, sets or []) if run is None else None
+    if if_changed and (told := unchanged(ctx, model, source, marks)): return typer.echo(told)
     result = walk(model, run=run, until=until, sets=sets or [], source=source, ctx=ctx, progress=printed_progress())
+    note(ctx, result.model, result.run, result.phase, marks)
     say_outcome(result)
     raise typer.Exit(result.exit_code)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithinError', 'InvalidInput', 'ConfigError', 'UnknownModel', 'UnknownModelVersion', 'UnknownDataset', 'UnknownRun',
            'UnknownDeployment', 'unknown', 'NotDue', 'NotBuilt', 'Conflict', 'DigestMismatch', 'NotApproved',
-           'StageNotReady', 'ServingError']
+           'StageNotReady', 'ServingError', 'ResourcesLacking']
 
 # %% ../nbs/lib/000_errors.ipynb #e9ab1bea
 import difflib
@@ -98,3 +98,7 @@ class StageNotReady(WithinError, RuntimeError):
 
 class ServingError(WithinError, RuntimeError):
     "A gateway or host did not come up, or did not answer."
+
+
+class ResourcesLacking(WithinError, RuntimeError):
+    "This machine has less than a training asks for."

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Share', 'Percentage', 'Duration', 'Name', 'Count', 'Seed', 'SUITES', 'Policy', 'TriggerPolicy', 'FeaturePolicy',
-           'MinimumPolicy', 'TrainingPolicy', 'SearchPolicy', 'Limit', 'GatePolicy', 'RollbackTrigger', 'ShadowPolicy',
-           'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy', 'ReleasePolicy', 'MonitoringPolicy',
-           'ModelPolicy', 'read_yaml', 'validated', 'load_policy', 'models_configured', 'policy_digest', 'adjusted',
-           'EnvironmentPolicy', 'ChannelPolicy', 'Environments', 'Alerts', 'load_environments', 'load_alerts']
+           'MinimumPolicy', 'TrainingPolicy', 'TrainingResources', 'SearchPolicy', 'Limit', 'GatePolicy',
+           'RollbackTrigger', 'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy',
+           'ReleasePolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated', 'load_policy',
+           'models_configured', 'policy_digest', 'adjusted', 'EnvironmentPolicy', 'ChannelPolicy', 'Environments',
+           'Alerts', 'load_environments', 'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
 import hashlib
@@ -78,6 +79,14 @@ class TrainingPolicy(Policy):
     test_size: Share = 0.15
 
 
+class TrainingResources(Policy):
+    "What a training asks of its machine; a preflight check compares (`ml.machine`)."
+    cores: Annotated[float, Field(ge=0, le=100_000)] = 0
+    memory_gib: Annotated[float, Field(ge=0, le=10**7)] = 0
+    disk_gib: Annotated[float, Field(ge=0, le=10**9)] = 0     # free
+    gpus: Annotated[int, Field(ge=0, le=10_000)] = 0
+
+
 class SearchPolicy(Policy):
     "Hyperparameter search: a handful of trials, cross-validated on a subsample."
     space: dict[str, list[Any]] = {}
@@ -97,7 +106,8 @@ SUITES = ("performance", "robustness", "fairness", "compliance", "integration")
 
 class GatePolicy(Policy):
     "What is asked of a model before it may take traffic."
-    improvement: Share = 0.05           # of RMSE against the champion, on the lower bound
+    improvement: Share = 0.05           # of the error against the champion, on the lower bound
+    improvement_metric: Literal["rmse", "mae", "brier", "log_loss"] | None = None   # None: rmse for a score, brier for a probability
     noise_degradation: Share = 0.10
     fairness_variation: Share = 0.10    # between segments, relative
     minimum_segment_rows: Count = 200   # smaller segments are listed, not judged
@@ -186,6 +196,7 @@ class ModelPolicy(Policy):
     triggers: TriggerPolicy = TriggerPolicy()
     minimums: MinimumPolicy = MinimumPolicy()
     training: TrainingPolicy = TrainingPolicy()
+    resources: TrainingResources = TrainingResources()
     search: SearchPolicy = SearchPolicy()
     gates: GatePolicy = GatePolicy()
     release: ReleasePolicy = ReleasePolicy()

@@ -7,12 +7,12 @@ __all__ = ['AdScorePredictor']
 
 # %% ../../nbs/lib/220_ml.ad_score.ipynb #764ad4cd
 from .base import Setting
-from .trees import TREE_SETTINGS, TreeModel
+from .networks import TabularModel
 
 # %% ../../nbs/lib/220_ml.ad_score.ipynb #e30fe12f
-class AdScorePredictor(TreeModel):
-    "Effectiveness of an ad, 0..100; settings in `TREE_SETTINGS`, see `ml.trees`."
+class AdScorePredictor(TabularModel):
+    "Effectiveness of an ad, 0..100; settings in `TREE_SETTINGS` (`ml.trees`) and `NETWORK_SETTINGS` (`ml.networks`)."
     name = "ad_score_predictor"
     bounds = (0.0, 100.0)
-    settings = {**TREE_SETTINGS, "max_depth": Setting(7, 1, 16), "learning_rate": Setting(0.05, 1e-4, 1.0),
+    settings = {**TabularModel.settings, "max_depth": Setting(7, 1, 16), "learning_rate": Setting(0.05, 1e-4, 1.0),
                 "n_estimators": Setting(500, 1, 20_000), "random_state": Setting(42, 0, 2**31 - 1)}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_CATEGORIES', 'NAME', 'Setting', 'checked_config', 'FeatureSpec', 'column_kind', 'feature_spec', 'encoded',
-           'matrix', 'RecordEncoder', 'checked_target', 'folder_digest', 'opened', 'Learner', 'Model', 'BaselineModel',
-           'checked_name']
+           'matrix', 'RecordEncoder', 'checked_target', 'checked_features', 'folder_digest', 'opened', 'only_these',
+           'Learner', 'Model', 'BaselineModel', 'checked_name']
 
 # %% ../../nbs/lib/210_ml.base.ipynb #dd9b3cef
 import hashlib
@@ -156,6 +156,14 @@ def checked_target(y, # shape (n,)
     if outside: raise InvalidInput(f"{name} lies outside {allowed} in {outside:,} of {rows:,} rows (from {values.min():g} to {values.max():g})")
     return values
 
+# %% ../../nbs/lib/210_ml.base.ipynb #4adbb5fa
+def checked_features(x: Any, early_stopping_rounds: int | None = None) -> None:
+    "`InvalidInput` unless `x` is a frame of differently named columns and the patience, if any, is at least a round."
+    if not isinstance(x, pd.DataFrame) or not len(x.columns): raise InvalidInput("features must be a frame with at least one column")
+    if len(set(map(str, x.columns))) < len(x.columns): raise InvalidInput("two feature columns have the same name")
+    if early_stopping_rounds is not None and early_stopping_rounds < 1:
+        raise InvalidInput(f"early_stopping_rounds is {early_stopping_rounds}; use at least 1, or None")
+
 # %% ../../nbs/lib/210_ml.base.ipynb #952d46e8
 def folder_digest(folder: Path | str) -> str: # hex, 64 characters
     "The name of a saved model's bytes; a link or a special file inside is refused."
@@ -169,7 +177,7 @@ def folder_digest(folder: Path | str) -> str: # hex, 64 characters
 
 # %% ../../nbs/lib/210_ml.base.ipynb #c6d41b0a
 def opened(folder: Path | str, # a saved model
-           files: Iterable[str] | None = None, # exactly these, if given
+           files: Iterable[str] | Callable[[dict], Iterable[str]] | None = None, # exactly these, if given; or what the description says they are
            digest: str | None = None # what `folder_digest` must say
            ) -> dict: # the content of its model.json
     "Check a folder without running anything in it, then read its description."
@@ -178,14 +186,20 @@ def opened(folder: Path | str, # a saved model
     if digest is not None and found != digest:
         raise DigestMismatch(f"the saved model has digest {found[:16]}…, registered was {digest[:16]}…; nothing of it was read")
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
-    if files is not None and names != set(files):
-        raise InvalidInput(f"a saved model of this class holds exactly {', '.join(sorted(files))}; found {', '.join(sorted(names)) or 'nothing'}")
+    if files is not None and not callable(files): only_these(names, files)
     if "model.json" not in names: raise InvalidInput("not a saved model: there is no model.json in the folder")
     try: body = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e: raise InvalidInput(f"model.json is not JSON: {e}") from None
     if not isinstance(body, dict): raise InvalidInput("model.json must hold one object")
     if body.get("protocol") != 1: raise InvalidInput(f"model.json is written in protocol {body.get('protocol')!r}; this version reads protocol 1")
+    if callable(files): only_these(names, files(body))
     return body
+
+
+def only_these(names: set[str], files: Iterable[str]) -> None:
+    "`InvalidInput` unless a folder holds exactly these files."
+    if names != set(files):
+        raise InvalidInput(f"a saved model of this class holds exactly {', '.join(sorted(files))}; found {', '.join(sorted(names)) or 'nothing'}")
 
 # %% ../../nbs/lib/210_ml.base.ipynb #b697c39f
 class Learner(ABC):
@@ -202,6 +216,11 @@ class Learner(ABC):
         self.tracking_run_id: str | None = None # MLflow's, when the training was tracked
         self.lineage: dict = {}
         self._encode: RecordEncoder | None = None
+
+    @property
+    def rounds(self) -> int:
+        "The most rounds (trees, epochs) that a training takes, for its progress."
+        return int(self.config.get("n_estimators") or self.config.get("epochs") or 1)
 
     @property
     def features(self) -> list[str]: return [s.name for s in self.signature]
@@ -235,6 +254,21 @@ class Learner(ABC):
 class Model(Learner):
     "A learner that saves itself as audited files."
     files: ClassVar[tuple[str, ...]] = ("model.json",)
+    resumable: ClassVar[bool] = False     # whether `fit` takes checkpoints=
+    streamable: ClassVar[bool] = False    # whether there is a `fit_stream` for rows in batches
+
+    cheap: ClassVar[bool] = False         # whether a refit on a few thousand rows takes seconds
+
+    def seeded(self, seed: int, most_rounds: int | None = None) -> Self | None:
+        "An unfitted model that differs in its seed alone (and has at most so many rounds), or None if the seed changes nothing."
+        if "random_state" not in self.settings: return None
+        counted = [k for k in ("n_estimators", "epochs") if most_rounds and k in self.config]
+        return type(self)({**self.config, "random_state": seed, **{k: min(self.config[k], most_rounds) for k in counted}}, ctx=self.ctx)
+
+    @classmethod
+    def files_of(cls, body: dict) -> tuple[str, ...]:
+        "The files of a saved model with this description."
+        return cls.files
 
     def describe(self) -> dict:
         "What goes into model.json; a subclass adds its own keys."
@@ -263,7 +297,7 @@ class Model(Learner):
     @classmethod
     def load(cls, folder: Path | str, digest: str | None = None, ctx: Any = None) -> Self:
         "Read a saved model; with `digest` its bytes are checked before any of them is parsed."
-        body = opened(folder, cls.files, digest)
+        body = opened(folder, cls.files_of, digest)
         if str(body.get("class", "")).rpartition(":")[2] != cls.__name__: raise InvalidInput(f"the folder holds a {body.get('class')!r}, not a {cls.__name__}")
         try:
             model = cls(body["config"], ctx=ctx)

@@ -65,8 +65,8 @@ class Tracking:
         points = [Metric(k, float(v), at, 0) for k, v in metrics.items()]
         points += [Metric(k, float(v), at, i) for k, values in (curve or {}).items() for i, v in enumerate(values, 1)]
         asked = [Param(k, str(v)[:6000]) for k, v in parameters.items()]
-        for start in range(0, max(len(points), len(asked), 1), 900):
-            self.client.log_batch(run, metrics=points[start:start + 900], params=asked[start:start + 90] if start == 0 else [])
+        for start in range(0, len(points), 900): self.client.log_batch(run, metrics=points[start:start + 900])   # MLflow takes 1,000 at once,
+        for start in range(0, len(asked), 100): self.client.log_batch(run, params=asked[start:start + 100])      # and 100 parameters
         self.client.set_terminated(run, end_time=self.milliseconds())
         return run
 

@@ -74,8 +74,10 @@ def figures_with_intervals(evaluation: Any) -> dict[str, str]:
 def evaluated_decision(test_eval: Any, comparison: Any) -> Decision:
     "From an `Evaluation` and a `Comparison`."
     old = {"version": comparison.champion, **figures_with_intervals(comparison.champion_metrics)}
+    noise = comparison.noise
     evidence = {"rows": test_eval.rows, "new": figures_with_intervals(test_eval), "champion": old,
-                "improvement": f"{comparison.improvement_percentage:.2f} % ({comparison.low:.2f} to {comparison.high:.2f} %)", "notes": list(comparison.notes)}
+                "improvement": f"{comparison.improvement_percentage:.2f} % ({comparison.low:.2f} to {comparison.high:.2f} %)", "notes": list(comparison.notes),
+                "metric": comparison.metric, "seed noise": f"{noise.percent:.2f} %" if noise and noise.measured else "not measured"}
     outputs = {"metrics": {**test_eval.metrics, "rows": test_eval.rows}, "improvement": comparison.improvement_percentage, "against": comparison.champion}
     return Decision(comparison.verdict.phase, comparison.verdict.reason, evidence, outputs=outputs, verdicts=(comparison.verdict,))
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Periods', 'span', 'days_of', 'history_end', 'periods', 'split_outputs', 'open_parts', 'rows_of', 'keep_model',
-           'open_model', 'release_version', 'champion_version', 'search_data', 'search_holdout', 'tuned_parameters',
-           'register_control', 'place_control', 'rollout_history', 'pass_days', 'importance_of', 'with_errors',
-           'segment_errors', 'worst_errors', 'drift_page']
+           'open_model', 'release_version', 'champion_version', 'search_data', 'search_holdout', 'task_of', 'unit_of',
+           'error_of', 'tuned_parameters', 'register_control', 'place_control', 'rollout_history', 'pass_days',
+           'importance_of', 'with_errors', 'segment_errors', 'worst_errors', 'drift_page']
 
 # %% ../../nbs/lib/717_runs.material.ipynb #2eadc9aa
 import os
@@ -137,6 +137,25 @@ def _searched(rows: Any) -> pd.DataFrame: return rows[list(dict.fromkeys([*rows.
 
 def _blocks(rows: Any, frame: pd.DataFrame) -> dict:
     return {"x": frame[list(rows.features)], "y": frame[rows.target], **({"unit": frame[rows.unit]} if rows.unit else {})}
+
+
+def task_of(stage: Stage) -> str:
+    "regression or classification: what the run's model answers."
+    from within.ml.models import model_class
+    return model_class(stage.model, stage.ctx.settings.configs).task
+
+
+def unit_of(stage: Stage) -> str:
+    "The unit of the model's answers, for the axes of plots."
+    from within.ml.evaluation import UNITS
+    return UNITS[task_of(stage)]
+
+
+def error_of(stage: Stage) -> tuple[str, str]:
+    "The metric whose improvement decides, and its name for a reader with the unit, if it has one."
+    from within.ml.evaluation import ERRORS, error_metric
+    name = error_metric(stage.policy, task_of(stage))
+    return name, ERRORS[name] + (" (points)" if name in ("rmse", "mae") and task_of(stage) == "regression" else "")
 
 
 def tuned_parameters(stage: Stage) -> dict:
