@@ -12,7 +12,6 @@ from within.errors import InvalidInput, NotBuilt
 from within.ml.distributed import DistributedTrainer
 from within.ml.models import AdScorePredictor
 from within.ml.optimization import HyperparameterOptimizer, cross_validated, folds_of
-from within.ml.transfer import TransferLearningTrainer
 
 SPACE = {"max_depth": [3, 5, 7, 9], "learning_rate": [0.01, 0.05, 0.1, 0.2], "n_estimators": [100, 200, 500], "subsample": [0.8, 0.9, 1.0]}
 
@@ -131,8 +130,6 @@ def test_cross_validation_measures_rows_it_has_not_seen():
 
 
 def test_what_is_not_built_says_so():
-    trainer = TransferLearningTrainer("ad_sentiment_analyzer", "3.1.0", ["embeddings"])
-    with pytest.raises(NotBuilt, match="not built yet"): trainer.train(None, epochs=5, learning_rate=3e-5, batch_size=32)
     with pytest.raises(NotBuilt, match="not built yet"): DistributedTrainer(num_workers=4, strategy="mirrored", mixed_precision=True).monitor("job")
     for wrong in ({"num_workers": 0}, {"num_workers": "4"}, {"strategy": "mirorred"}):
         with pytest.raises(InvalidInput): DistributedTrainer(**wrong)
