@@ -265,13 +265,6 @@ class RegistryFiles(RegistryReader):
         path = self.ctx.path("models", "attachments", row.name, row.version, checked_name(filename, "file name"))
         return path if path.is_file() else None
 
-    def reference(self, name: str, version: str | None = None) -> Any:
-        "The drift `Reference` of the rows that a version learned from, or None if it came without a snapshot."
-        from within.drift import Reference
-        row = self._row(name, version)
-        path = self.attachment(f"{row.name}@{row.version}", REFERENCE)
-        return Reference.load(path) if path else None
-
     def _vouched(self, files) -> dict[str, str]: return {p.relative_to(self.ctx.settings.home).as_posix(): file_digest(p) for p in sorted(files)}
 
     def _mirror(self, what: str, action) -> None:
@@ -354,6 +347,13 @@ class ModelRegistry(Registration):
     def reject(self, model_id: str, reviewer: str, note: str) -> Approval:
         "A person's no; it takes an earlier yes back."
         return self._decide(model_id, reviewer, note, False)
+
+    def reference(self, name: str, version: str | None = None) -> Any:
+        "The drift `Reference` of the rows that a version learned from, or None if it came without a snapshot."
+        from within.drift import Reference
+        row = self._row(name, version)
+        path = self.attachment(f"{row.name}@{row.version}", REFERENCE)
+        return Reference.load(path) if path else None
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         "Point an alias (`champion`, `challenger`, `staging`) at a version, here and then in MLflow."
