@@ -64,6 +64,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float): return "–" if math.isnan(value) else f"{value:,.0f}" if value.is_integer() and abs(value) >= 1000 else f"{value:,.4g}"
     if isinstance(value, int): return f"{int(value):,}"
     if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M} UTC"
+    if hasattr(value, "phase") and hasattr(value, "reason"): return shown(f"{value.phase}: {value.reason}")   # a verdict, as a sentence
     if isinstance(value, Mapping): text = ", ".join(f"{k} {shown(v)}" for k, v in value.items())
     elif hasattr(value, "tolist"): text = ", ".join(shown(v) for v in value.tolist())
     elif isinstance(value, (list, tuple)): text = ", ".join(shown(v) for v in value)
