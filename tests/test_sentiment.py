@@ -109,7 +109,8 @@ def test_rows_that_cannot_teach(encoder):
 
 
 @pytest.mark.parametrize("wrong", [{"architecture": "rnn"}, {"frozen_layers": "encoder.0"}, {"frozen_layers": [1]}, {"encoder": ""}, {"encoder": 7},
-                                   {"epochs": 0}, {"learning_rate": float("nan")}, {"precision": "int8"}, {"max_tokens": 100_000}, {"threads": 0}, {"batch_size": 2.5}])
+                                   {"epochs": 0}, {"learning_rate": float("nan")}, {"precision": "int8"}, {"max_tokens": 100_000}, {"threads": 0},
+                                   {"batch_size": 2.5}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(InvalidInput): AdSentimentAnalyzer({"architecture": "transformer"} | wrong)
 
@@ -359,7 +360,8 @@ def test_a_changed_encoder_description_is_refused(model, tmp_path, change):
 
 
 @pytest.mark.parametrize("change", [lambda b: b.pop("encoder"), lambda b: b["encoder"].update(by_digest=["embeddings"]),
-                                    lambda b: b["encoder"].update(by_digest=["?"]), lambda b: b.update(encoder=[1]), lambda b: b["config"].update(architecture="linear"), lambda b: b.update(target_mean=None)])
+                                    lambda b: b["encoder"].update(by_digest=["?"]), lambda b: b.update(encoder=[1]),
+                                   lambda b: b["config"].update(architecture="linear"), lambda b: b.update(target_mean=None)])
 def test_a_description_that_does_not_fit_the_weights(model, tmp_path, change):
     folder = model.save(tmp_path / "m")
     body = json.loads((folder / "model.json").read_text())
