@@ -361,7 +361,7 @@ def test_a_changed_encoder_description_is_refused(model, tmp_path, change):
 
 @pytest.mark.parametrize("change", [lambda b: b.pop("encoder"), lambda b: b["encoder"].update(by_digest=["embeddings"]),
                                     lambda b: b["encoder"].update(by_digest=["?"]), lambda b: b.update(encoder=[1]),
-                                    lambda b: b["config"].update(architecture="linear"), lambda b: b.update(target_mean=None)])
+                                   lambda b: b["config"].update(architecture="linear"), lambda b: b.update(target_mean=None)])
 def test_a_description_that_does_not_fit_the_weights(model, tmp_path, change):
     folder = model.save(tmp_path / "m")
     body = json.loads((folder / "model.json").read_text())
