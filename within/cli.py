@@ -9,7 +9,7 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'MARKS
            'completed', 'model_names', 'open_event_ids', 'event_add', 'event_list', 'event_end', 'models_meant',
            'decide', 'approve', 'reject', 'live_deployment', 'rollback', 'ingest', 'register', 'bootstrap', 'attempted',
            'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'free_home',
-           'demo', 'main']
+           'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -516,6 +516,14 @@ def demo(scale: Annotated[float, typer.Option(help="Of the world's row counts.")
     raise typer.Exit(result.exit_code)
 
 
+def close_default_engine() -> None:
+    "Close the connection that Ibis keeps for frames; beside torch, DuckDB otherwise complains about it when the process ends."
+    if (ibis := sys.modules.get("ibis")) is None or ibis.options.default_backend is None: return
+    ibis.options.default_backend.disconnect()
+    ibis.options.default_backend = None
+
+
 def main() -> None:
     "The entry point of the `within` command."
-    app()
+    try: app()
+    finally: close_default_engine()
