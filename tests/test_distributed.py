@@ -390,7 +390,8 @@ def test_a_killed_runner_takes_its_workers_along(home, place):
     trainer, job = start(home, place, 2, config="slow")
     wait_for(job, "step", 2)
     os.kill(read_json(job.folder / "runner.json")["pid"], signal.SIGKILL)
-    assert not living(place / "home") and trainer.status(job.id).phase is Phase.ERROR and "without a result" in trainer.status(job.id).reason
+    with pytest.raises(WithinError, match="without a result"): trainer.monitor(job.id, verbose=False)
+    assert not living(place / "home") and trainer.status(job.id).phase is Phase.ERROR
 
 
 @pytest.mark.slow

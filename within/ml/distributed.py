@@ -30,7 +30,14 @@ from .models import model_class
 
 # %% ../../nbs/lib/430_ml.distributed.ipynb #cce96748
 _OWNED: dict[str, tuple[int, subprocess.Popen]] = {}  # job id -> our end of its pipe, its runner
-os.register_at_fork(after_in_child=_OWNED.clear)
+
+
+def _disown() -> None:  # a forked child must not keep a job alive
+    for number, _ in _OWNED.values(): os.close(number)
+    _OWNED.clear()
+
+
+os.register_at_fork(after_in_child=_disown)
 
 
 def runner_environment(ctx: Context) -> dict[str, str]:

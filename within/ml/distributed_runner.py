@@ -25,7 +25,7 @@ from ..context import Context
 from ..errors import WithinError
 from ..files import read_json, write_json
 from ..verdicts import Phase
-from .data_parallel import asked_digest, backend_for
+from .data_parallel import asked_digest, attempt_of, backend_for
 from .distributed_worker import ray_worker
 from .job_rows import copy_rows, find_rows
 from .jobs import curve_of, job_events, note_event
@@ -86,6 +86,7 @@ def run_torch(folder: Path, asked: dict) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # workers of one machine
     os.environ.setdefault("TP_SOCKET_IFNAME", "lo")
+    os.environ["WITHIN_JOB_ATTEMPT"] = str(attempt_of(folder))  # a job that is gone on with counts on
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=asked["workers"], run_id=asked["id"], rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
                           local_addr="127.0.0.1", max_restarts=asked["config"]["max_restarts"], monitor_interval=0.2, shutdown_timeout=3,
                           logs_specs=DefaultLogsSpecs(log_dir=str(folder / "agent")))
