@@ -220,7 +220,8 @@ def train_account_health(ctx: Context, now: datetime) -> ModelInfo:
     "Train `account_health_predictor` 1.4.0 on rows of `account_days`; one account in five measures it."
     rows = account_rows(ctx, now)
     held = held_accounts(rows)
-    model, features = AccountHealthPredictor(config={"n_estimators": 80, "max_depth": 3}), [c for c in rows if c not in ("account_id", "day", "goes_dark")]
+    model = AccountHealthPredictor(config={"n_estimators": 80, "max_depth": 3})
+    features = [c for c in rows if c not in ("account_id", "day", "goes_dark", "history.days")]   # the last grows with the calendar
     trained = ModelTrainer(model, experiment_tracking=False, ctx=ctx).train(rows[~held], rows[held], features, "goes_dark")
     first, last = (f"{rows['day'].agg(f):%Y-%m-%d}" for f in ("min", "max"))
     about = {"dataset": "account_days", "start_date": first, "end_date": last, "samples": int((~held).sum())}
