@@ -367,7 +367,8 @@ trainer.monitor(job.id, verbose=False)
 def test_a_job_ends_with_its_owner_and_can_be_gone_on_with(how, undisturbed, home, place):
     env = {**os.environ, "WITHIN_HOME": str(place / "home"), "WITHIN_CONFIGS": str(place / "configs")}
     owner = subprocess.Popen([sys.executable, "-c", SCRIPT, str(place / "train"), str(place / "val"), str(place / "slow.yml")], env=env, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))   # a job in the background inherits deaf ears
     trainer = DistributedTrainer(2, ctx=home)
     job = trainer.job(owner.stdout.readline().strip())
     wait_for(job, "step", 6)
