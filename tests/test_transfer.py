@@ -49,7 +49,7 @@ def test_frozen_layers_hold_the_same_bits_and_less_is_learned(registered, base):
     assert part.trained_parameters < 0.5 * full.trained_parameters and full.trained_parameters == full.parameters and part.steps == full.steps
     assert part.model.layer_digests(["encoder.2"]) != base.layer_digests(["encoder.2"]) and full.frozen == ()
     assert base.layer_digests() == ModelRegistry(ctx=registered).load("ad_sentiment_analyzer", "3.1.0").layer_digests()   # the base itself stays
-    assert part.rows + part.held_rows == 120 and set(part.metrics) == {"accuracy", "log_loss", "roc_auc", "base_accuracy"}
+    assert part.rows + part.held_rows == 120 and set(part.metrics) >= {"accuracy", "log_loss", "roc_auc", "base_accuracy"}
     assert part.to_dict()["base"] == "ad_sentiment_analyzer@3.1.0" and "frozen" in part._repr_markdown_()
 
 
