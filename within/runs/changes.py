@@ -43,15 +43,15 @@ ANSWERS = {Phase.PASSED: "passed every stage", Phase.FAILED: "was declined", Pha
 
 def note(ctx: Context, subject: str, run: str, phase: Phase, marks: Mapping[str, str] | None) -> None:
     "Keep what a run rested on and how it stands; of a run that goes on (`marks` None) only how it stands."
-    row = ctx.store.get("event", f"retrained-{subject}")
+    row = ctx.store.get("retraining", f"retrained-{subject}")
     if marks is None and (row is None or row.body["run"] != run): return
     body = {"run": run, "phase": str(phase), "marks": dict(row.body["marks"] if marks is None else marks)}
-    if row is None or row.body != body: ctx.store.put("event", f"retrained-{subject}", body, row.revision if row else None)
+    if row is None or row.body != body: ctx.store.put("retraining", f"retrained-{subject}", body, row.revision if row else None)
 
 
 def unchanged(ctx: Context, model: str, source: str, marks: Mapping[str, str]) -> str:
     "The sentence why there is nothing to do; empty when there is."
-    row = ctx.store.get("event", f"retrained-{subject_name(model, source)}")
+    row = ctx.store.get("retraining", f"retrained-{subject_name(model, source)}")
     if row is None or Phase(row.body["phase"]) not in ANSWERS or row.body["marks"] != dict(marks): return ""
     return (f"nothing changed since run {row.body['run']}, which {ANSWERS[Phase(row.body['phase'])]}: the same data ({marks['data'].partition(',')[0]}), "
             f"policy {marks['policy'][:8]} and code {marks['code'][:8]}")
