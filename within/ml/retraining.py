@@ -36,7 +36,7 @@ from .challenger import ExpectedImprovement, corrected, past_promises, promised
 from .estimation import EstimateCheck, EstimatedPerformance, Estimator, check, estimate_verdict, fit_estimator
 from .evaluation import answers, outcomes
 from .registry import ModelInfo, ModelRegistry
-from .triggers import (Measured, accuracy_verdict, degradation_verdict, drift_verdict, experiment_verdict, learned_drift_verdict, measured,
+from .triggers import (Measured, accuracy_verdict, daily_rate, degradation_verdict, drift_verdict, experiment_verdict, learned_drift_verdict, measured,
                                 shown_only, volume_verdict)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #e241270a
@@ -334,8 +334,8 @@ def volume(e: RetrainingEvaluator, window: Window) -> VolumeAnalysis:
     now = daily_counts(table, e.info.time, window)
     then = daily_counts(table, e.info.time, trained) if trained else np.array([])
     v = volume_verdict(now, then, e.policy.triggers.volume_growth)
-    before = float(np.mean(then)) if len(then) else None
-    return VolumeAnalysis(e.model_name, str(window), int(now.sum()), float(np.mean(now)), before, v.figure, v)
+    before = daily_rate(then)[0] if len(then) else None
+    return VolumeAnalysis(e.model_name, str(window), int(now.sum()), daily_rate(now)[0], before, v.figure, v)
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #913dc265
 ANALYSES = {"performance": PerformanceAnalysis, "drift": DriftAnalysis, "volume": VolumeAnalysis, "correlation": AssociationAnalysis,
