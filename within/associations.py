@@ -13,8 +13,6 @@ __all__ = ['GOLDEN', 'TURN', 'CATEGORIES', 'FEWEST', 'LOOKED_AT', 'MEASURES', 'P
 # %% ../nbs/lib/244_associations.ipynb #d69726f4
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ from scipy.special import ndtri
 
 from .drift import as_table, chosen_columns, kind_of, one_row
 from .errors import InvalidInput, unknown
+from .files import write_text
 from .stats.intervals import checked_level
 from .verdicts import Phase, Record, Verdict
 
@@ -312,11 +311,7 @@ class Associations(Record):
 
     def save(self, path: str | Path) -> Path:
         "Write JSON, whole or not at all."
-        path = Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as file: file.write(json.dumps(self.to_dict()))
-        os.replace(name, path)
-        return path
+        return write_text(Path(path), json.dumps(self.to_dict()))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

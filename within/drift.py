@@ -16,8 +16,6 @@ import glob
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InvalidInput, unknown
+from .files import write_text
 from .stats.budget import QuietThresholds
 from .stats.divergence import js_divergence, js_interval, js_noise
 from .verdicts import Phase, Record, Verdict, shown
@@ -361,11 +360,7 @@ class Reference(Record):
 
     def save(self, path: str | Path) -> Path:
         "Write JSON, whole or not at all."
-        path = Path(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as file: file.write(self.to_json())
-        os.replace(name, path)
-        return path
+        return write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
