@@ -89,7 +89,8 @@ class TrainingResources(Policy):
 
 class SearchPolicy(Policy):
     "Hyperparameter search: a handful of trials, cross-validated on a subsample."
-    space: dict[str, list[Any]] = {}
+    space: dict[str, list[Any]] = {}  # empty: nothing is searched, the training's parameters hold
+    fixed: dict[str, Any] = {}        # of every trial, where it differs from the training (e.g. fewer rounds)
     trials: Annotated[int, Field(ge=1, le=10_000)] = 8
     folds: Annotated[int, Field(ge=2, le=50)] = 5
     rows: Count = 12_000

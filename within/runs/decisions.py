@@ -42,7 +42,8 @@ def prepared_decision(data: Any, report: Any, outputs: Mapping, whole: int = 0) 
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #585db164
 def search_decision(result: Any, rows: int, folds: int) -> Decision:
-    "From an `OptimizationResult`."
+    "From an `OptimizationResult`; None where the policy names nothing to search."
+    if result is None: return Decision(Phase.PASSED, "the policy names no settings to search: the training's own hold", outputs={"best_params": {}})
     chosen = ", ".join(f"{k} {v}" for k, v in result.best_params.items())
     held = getattr(result, "holdout", None)
     gained = str(held).replace("the reference", "the policy's settings")
