@@ -396,7 +396,7 @@ def accounts(units: int, days: int, start: str = "2022-06-01") -> pd.DataFrame:
     return frame.assign(**drawn, outcome_at=frame.day + pd.Timedelta("30D"))
 
 
-DAILY = DatasetInfo("accounts_daily", "day", "account_id", "goes_dark", None, "outcome_at", split="time")
+DAILY = DatasetInfo("account_days", "day", "account_id", "goes_dark", None, "outcome_at", split="time")
 
 
 def test_the_guides_minimums_are_the_policies(ctx):
@@ -411,7 +411,7 @@ def test_the_guides_minimums_are_the_policies(ctx):
                          "9 months of rows are fewer"]),
     (40, 365, "failed", ["40 of 40 values of account_id"]), (40, 60, "failed", ["2,400 matured rows", "0 of 40 values", "1 month of rows"])])
 def test_too_few_accounts_too_short_too_little(ctx, units, days, phase, sentences):
-    ctx.warehouse.write("accounts_daily", accounts(units, days), "all", DAILY)
+    ctx.warehouse.write("account_days", accounts(units, days), "all", DAILY)
     preparer = DataPreparer("account_health_predictor", ctx=ctx)
     data = preparer.prepare_training_data("2022-06-01", "2023-12-31")
     assert data.enough.phase == phase and len(data.enough.reason.split("; ")) == len(sentences)
@@ -423,7 +423,7 @@ def test_too_few_accounts_too_short_too_little(ctx, units, days, phase, sentence
 
 def test_a_run_declines_with_the_sentence(ctx):
     from within.runs.decisions import prepared_decision
-    ctx.warehouse.write("accounts_daily", accounts(40, 400), "all", DAILY)
+    ctx.warehouse.write("account_days", accounts(40, 400), "all", DAILY)
     preparer = DataPreparer("account_health_predictor", ctx=ctx)
     data = preparer.prepare_training_data("2022-06-01", "2023-12-31")
     decision = prepared_decision(data, preparer.generate_data_report(*preparer.train_validation_test_split(data)), {})

@@ -72,8 +72,8 @@ def test_killed_while_training_gives_the_same_model(tmp_path, configs):
     assert within(env, "audit", "verify")[0] == 0
 
 
-def test_the_null_world_is_declined(tmp_path, configs):
+def test_the_null_world_is_not_released(tmp_path, configs):
     env = world(tmp_path / "home", configs, "--null")
     code, said = within(env, "retrain", "ad_score_predictor")
-    assert code == 0 and "declined at" in said, said
+    assert code == 0 and re.search("declined at|inconclusive at evaluate", said), said   # few rows: no, or nobody can tell, and never a yes
     assert "production: 2.1.0" in within(env, "status")[1]

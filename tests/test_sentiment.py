@@ -118,7 +118,7 @@ def test_settings_out_of_range(wrong):
 # where encoders come from
 
 def test_encoders_that_are_not_there(tmp_path):
-    for name in ("roberta-base-of-nobody", "../../etc", "a/b/c", str(tmp_path / "none")):
+    for name in ("roberta-base-of-nobody", "../../of-nobody", "a/b/c", str(tmp_path / "none")):
         with pytest.raises(InvalidInput, match="nothing is downloaded"): encoder_folder(name)
     tiny_encoder(tmp_path / "one")
     (tmp_path / "one" / "model.safetensors").rename(tmp_path / "one" / "pytorch_model.bin")

@@ -212,8 +212,12 @@ class RetrainingEvaluator:
 
     def analyze_correlation(self, reference_period: str | None = None, current_period: str = "rolling_90d") -> AssociationAnalysis:
         "Which pairs of features hang together otherwise than in the reference; a quarter by default, since a correlation needs many rows."
+        limit = self.policy.triggers.correlation_shift
+        if len(features := self.features()) < 2:
+            why = f"{' and '.join(features) or 'no column'} is the only feature: there is no pair whose relation could change"
+            return AssociationAnalysis((), Verdict("trigger.correlation", Phase.INCONCLUSIVE, why, threshold=limit))
         parts = two_tables(self, reference_period, parse_window(current_period, self.ctx.now()))
-        return fit_associations(parts[0], seed=self.ctx.seed).compare(parts[1], threshold=self.policy.triggers.correlation_shift)
+        return fit_associations(parts[0], seed=self.ctx.seed).compare(parts[1], threshold=limit)
 
     def analyze_multivariate(self, reference_period: str | None = None, current_period: str = "last_30_days") -> DomainAnalysis:
         "Whether a classifier tells today's rows from the reference's, by all features together."
