@@ -60,7 +60,10 @@ def bounds_of(ctx: Context, model: str, version: str) -> Bounds:
     except WithinError: policy = ResourcePolicy()
     rows = ctx.store.find("deployment", model=model, version=version)
     wishes = [r.body["resources"] for r in rows if r.body.get("resources") and not r.body.get("ended_at")]
-    found = [read_bounds(w, policy) for w in wishes] or [read_bounds({}, policy)]
+    found = []
+    for wish in wishes:
+        with contextlib.suppress(InvalidInput): found.append(read_bounds(wish, policy))  # a row that nobody checked must not keep a host from starting
+    found = found or [read_bounds({}, policy)]
     return Bounds(max(b.cores for b in found), max(b.memory for b in found))
 
 # %% ../../nbs/lib/452_serving.bounds.ipynb #c70d29d5
