@@ -160,7 +160,8 @@ class Host(Child):
 
     def describe(self) -> dict:
         unready = self.unready if self.running else None
-        return {"model": self.model, "version": self.version, **super().describe(), "role": self.role, "phase": self.phase, "unready": unready, "fence": self.fence or None,
+        return {"model": self.model, "version": self.version, **super().describe(), "role": self.role, "phase": self.phase, "unready": unready,
+                "fence": self.fence or None,
                 "memory": self.spent.memory if self.running else 0, "memory_bound": self.bounds.memory,
                 "cores": round(self.cores, 2) if self.running else 0.0, "cores_bound": self.bounds.cores}
 
@@ -303,6 +304,9 @@ class Supervisor(Children):
 
     def look(self, now: Needed) -> None:
         "Bring the children in line with what is needed."
+        for note in self.notes:  # what could not be written down yet holds already
+            if note.event == "fenced": now.fences[note.model, note.version] = note.reason
+            if note.event == "lifted": now.fences.pop((note.model, note.version), None)
         for environment in sorted(now.environments | set(self.wanted)):
             if environment not in self.gateways: self.open_gateway(environment, self.wanted.get(environment, 0))
         for key in sorted(set(now.roles) - set(self.hosts)):
