@@ -143,14 +143,14 @@ class Host(Child):
     def guard(self, now: float) -> None:
         "Look at what it takes, and end it when that is more than it may."
         if self.process is None: return
+        before, latest = self.spent, self.enforcer.spent(self.name, self.process.pid)
+        if latest.memory: self.spent = latest  # of one that is gone, the last that was seen counts
+        if now > self._seen: self.cores = max(0.0, self.spent.cpu_seconds - before.cpu_seconds) / (now - self._seen)
+        self._seen, self.large = now, self.spent.memory > self.bounds.memory / 2
         if fault := self.enforcer.fault(self.name, self.process.pid, self.bounds):
             self.kill(fault)
             self.why = self.why or fault  # the kernel may have been faster than we
-        if not self.running: return
-        if stopped := self.pulse.looked(self.process.pid): return self.kill(stopped)
-        before, self.spent = self.spent, self.enforcer.spent(self.name, self.process.pid)
-        if now > self._seen: self.cores = max(0.0, self.spent.cpu_seconds - before.cpu_seconds) / (now - self._seen)
-        self._seen, self.large = now, self.spent.memory > self.bounds.memory / 2
+        elif self.running and (stopped := self.pulse.looked(self.process.pid)): self.kill(stopped)
 
     @property
     def phase(self) -> str:
