@@ -57,9 +57,9 @@ def latest(ctx: Context, environment: str) -> tuple[list[dict], bool]:
     since, until = iso(now - FIGURES_OF), iso(now)
     for path in reversed(PredictionLog(ctx, environment).days(since, until)):
         lines, whole = tail(path, left)
-        rows = [r for line in lines if isinstance(r := _row(line), dict) and since <= str(r.get("at", "")) <= until]
-        found, left = [*rows, *found], left - sum(map(len, lines))
-        if not whole or left <= 0: return found, len(rows) < len(lines)  # an older line was seen: nothing is missing
+        rows = [r for line in lines if isinstance(r := _row(line), dict) and isinstance(r.get("at"), str)]
+        found, left = [*(r for r in rows if since <= r["at"] <= until), *found], left - sum(map(len, lines))
+        if not whole or left <= 0: return found, any(r["at"] < since for r in rows)  # an older line was seen: nothing is missing
     return found, True
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from .context import Context
 from .errors import Conflict, InvalidInput, ServingError, unknown
 from .policies import load_environments
+from .serving.health import Pulse
 from .serving.routes import routes
 from .serving.supervisor import Child, connect, gateway_url, keep, release
 from .serving.wire import ask
@@ -86,6 +87,7 @@ class Serving:
         self.ctx, self.ports, self.say, self.urls = ctx, dict(ports), say, {}
         self.scheduler = Child(ctx, "scheduler", ["within.scheduler"])
         self.supervisor: int | None = None
+        self._pulse = Pulse()
 
     def open(self) -> None:
         "Have every gateway listen; raises `ServingError` with the reason."
@@ -101,7 +103,9 @@ class Serving:
             self.say(f"supervisor {self.supervisor} was gone; {held.pid} took over")
             self.open()
             return True
-        try: return bool(held.ask({}).get("running"))
+        try:
+            if stopped := self._pulse.looked(held.pid): raise ServingError(stopped)
+            return bool(held.ask({}).get("running"))
         except ServingError as e:
             if held.alive:
                 self.say(f"supervisor {held.pid} is replaced: {e}")

@@ -48,7 +48,8 @@ def child_environment(ctx: Context) -> dict[str, str]:
            "WITHIN_CLOCK": "replay" if ctx.is_replay else s.clock or "", "WITHIN_ENGINE": s.engine, "WITHIN_SEED": str(ctx.seed), "WITHIN_USER": s.user,
            "WITHIN_TOKEN": s.token or "", "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1",
            "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    return {**os.environ, **own}
+    told = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")  # between the service manager and whoever it started
+    return {**{k: v for k, v in os.environ.items() if k not in told}, **own}
 
 
 def open_log(ctx: Context, name: str) -> Any:
