@@ -74,7 +74,7 @@ def fine(url: str) -> bool:
 
 # --- up --------------------------------------------------------------------------------------------------------------------------------------------
 
-def test_up_serves_tells_systemd_survives_its_supervisor_and_leaves_nothing(moody, tmp_path):  # noqa: F811
+def test_up_serves_tells_systemd_and_leaves_nothing(moody, tmp_path):  # noqa: F811
     home = moody.settings.home
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(place := str(tmp_path / "notify"))
@@ -88,10 +88,6 @@ def test_up_serves_tells_systemd_survives_its_supervisor_and_leaves_nothing(mood
             assert fine(url) and within(home, "status").returncode == 0
             second = within(home, "up")
             assert second.returncode == 1 and f"process {process.pid}, started by" in second.stderr and "Traceback" not in second.stderr
-            os.kill(status(moody)["pid"], signal.SIGKILL)
-            assert "took over" in lines_until(process, "supervisor")[-1] and eventually(lambda: fine(url))
-            os.kill(frozen := status(moody)["pid"], signal.SIGSTOP)   # there, and useless
-            assert eventually(lambda: not alive(frozen)) and eventually(lambda: fine(url))
             assert not any("NOTIFY_SOCKET" in psutil.Process(h["pid"]).environ() for h in status(moody)["hosts"])
             process.terminate()
             assert process.wait(15) == 0
@@ -101,6 +97,17 @@ def test_up_serves_tells_systemd_survives_its_supervisor_and_leaves_nothing(mood
             assert set(told) <= {b"WATCHDOG=1", b"STOPPING=1"} and not (home / "serving" / "up.json").exists()
     alone = within(home, "status")
     assert alone.returncode == 1 and alone.stdout.startswith(f"production/{MOODY}: no gateway runs; start one with: within up")
+
+
+def test_up_replaces_a_supervisor_that_was_killed_or_is_frozen_at_the_same_address(moody):  # noqa: F811
+    with standing(moody.settings.home, "--environment", "production") as process:
+        url = url_of(lines_until(process, "up: process"), "production")
+        os.kill(status(moody)["pid"], signal.SIGKILL)
+        assert "took over" in lines_until(process, "supervisor")[-1] and eventually(lambda: fine(url))
+        os.kill(frozen := status(moody)["pid"], signal.SIGSTOP)   # there, and useless
+        assert eventually(lambda: not alive(frozen)) and eventually(lambda: fine(url))
+        process.terminate()
+        assert process.wait(15) == 0
 
 
 def test_what_was_up_goes_when_it_is_killed_and_a_shell_that_ignores_interrupts_does_not_matter(moody):  # noqa: F811
@@ -301,8 +308,8 @@ def test_a_rollback_while_nothing_serves_changes_the_route_for_when_something_do
 def test_the_shell_completes_models_and_versions(small):  # noqa: F811
     def completed(*words: str) -> list[str]:
         env = {"_WITHIN_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["within", *words]), "COMP_CWORD": str(len(words))}
-        command = [Path(sys.executable).parent / "within"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "WITHIN_HOME": str(small.settings.home), **env}).stdout.split()
+        env |= {**os.environ, "WITHIN_HOME": str(small.settings.home)}
+        return subprocess.run([Path(sys.executable).parent / "within"], capture_output=True, text=True, cwd=ROOT, env=env).stdout.split()
     assert completed("rollback", "ad") == [NAME] and completed("rollback", NAME, "--to", "1.") == ["1.0.0", "1.1.0"]
 
 

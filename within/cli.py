@@ -395,9 +395,9 @@ def routed_models(ctx: Any) -> list[str]: return sorted({r.body["model"] for r i
 
 
 def complete_version(ctx: typer.Context, incomplete: str) -> list[str]:
-    "The registered versions of the model that was typed before."
-    model = ctx.params.get("model") or ""
-    return completed(lambda found: [v.version for v in found.store.model_versions(model)])(incomplete)
+    "The registered versions of the model that was typed before; of all models where an unfinished option hides it."
+    model = ctx.params.get("model")
+    return completed(lambda found: list(dict.fromkeys(v.version for v in found.store.model_versions(model))))(incomplete)
 
 
 @app.command()

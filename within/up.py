@@ -25,7 +25,7 @@ from .errors import Conflict, InvalidInput, ServingError, unknown
 from .policies import load_environments
 from .serving.health import Pulse
 from .serving.routes import routes
-from .serving.supervisor import Child, connect, gateway_url, keep, release
+from .serving.supervisor import Child, Hold, connect, gateway_url, keep, release
 from .serving.wire import ask
 
 # %% ../nbs/lib/745_up.ipynb #faeacefc
@@ -97,21 +97,27 @@ class Serving:
         self.supervisor = keep(self.ctx).pid
 
     def look(self) -> bool:
-        "Whether the supervisor is well; replaces it when it is not."
+        "Whether the supervisor is well; replaces it when it is not. Raises `ServingError` when its gateways cannot be opened."
         held = keep(self.ctx)
+        stopped = self._pulse.looked(held.pid)
+        if self._pulse.stopped and not stopped: return False  # it would not answer; it may go on in a moment
+        try:
+            if stopped: raise ServingError(stopped)
+            held.ask({})
+        except ServingError as e: return self.replace(held, str(e))
         if held.pid != self.supervisor:
             self.say(f"supervisor {self.supervisor} was gone; {held.pid} took over")
             self.open()
-            return True
-        try:
-            if stopped := self._pulse.looked(held.pid): raise ServingError(stopped)
-            return bool(held.ask({}).get("running"))
-        except ServingError as e:
-            if held.alive:
-                self.say(f"supervisor {held.pid} is replaced: {e}")
-                with contextlib.suppress(OSError): os.kill(held.pid, signal.SIGKILL)
-            release(self.ctx)
-            return False
+        return True
+
+    def replace(self, held: Hold, why: str) -> bool:
+        "End a supervisor that does not answer; the next look takes a new one."
+        self._pulse = Pulse()
+        if held.alive:
+            self.say(f"supervisor {held.pid} is replaced: {why}")
+            with contextlib.suppress(OSError): os.kill(held.pid, signal.SIGKILL)
+        release(self.ctx)
+        return False
 
     def unready(self) -> list[str]:
         "Environments whose routed default versions do not all answer."
