@@ -274,6 +274,17 @@ def test_one_command_goes_back_and_says_how_long_it_took(released):
     assert onwards.returncode == 0 and answer(url) == "1.1.0"
 
 
+def test_a_person_at_a_terminal_is_asked_once(released):
+    _, ctx, url = released
+    for typed, code, version in (("n", 1, "1.1.0"), ("y", 0, "1.0.0")):
+        ours, theirs = os.openpty()
+        os.write(ours, f"{typed}\n".encode())
+        env = os.environ | {"WITHIN_HOME": str(ctx.settings.home)}
+        done = subprocess.run([*COMMAND, "rollback", NAME, "--reason", "slow"], stdin=theirs, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
+        os.close(ours), os.close(theirs)
+        assert done.returncode == code and "afterwards 1.0.0" in done.stdout and answer(url) == version, done.stdout + done.stderr
+
+
 def test_during_a_rollout_the_way_back_is_the_default(released):
     deployer, ctx, url = released  # noqa: F811
     within(ctx.settings.home, "rollback", NAME, "--reason", "first", "--yes")

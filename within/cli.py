@@ -433,17 +433,23 @@ def confirmed() -> float:
 
 
 def take_back(ctx: Any, way: Any, reason: str, asked: float) -> None: # asked: seconds that a person took to answer
-    "Do it, and say how long it took."
+    "Do it, and say how long it took until the target answered, which somebody else watches meanwhile."
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
     from within.ml.deployment import ModelDeployer
-    from within.oncall import serves, since_start
+    from within.oncall import answering_after
     from within.serving.supervisor import status as supervised
     ran = supervised(ctx)["running"]
-    done = ModelDeployer(ctx=ctx).rollback(deployment_id=way.deployment, reason=reason, target_version=way.target)
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as watching:
+        seconds = watching.submit(answering_after, ctx, way.environment, way.model, way.target, over)
+        try: done = ModelDeployer(ctx=ctx).rollback(deployment_id=way.deployment, reason=reason, target_version=way.target)
+        finally: over.set()
     if done.already: return typer.echo(f"already rolled back: {way.target} answers everybody; to go further back, name a version with --to")
     typer.echo(f"{way.model} in {way.environment} is back at {done.target_version} ({done.id}): {reason}")
     if not ran: return typer.echo(f"nothing was serving; {way.target} answers as soon as something does (within up)")
-    if not serves(ctx, way.environment, way.model, way.target): raise WithinError(f"{way.target} does not answer yet: within status says why")
-    typer.echo(f"{since_start() - asked:.1f} s from the command to {way.target} answering everybody")
+    if seconds.result() is None: raise WithinError(f"{way.target} does not answer yet: within status says why")
+    typer.echo(f"{seconds.result() - asked:.1f} s from the command to {way.target} answering everybody")
 
 
 @app.command()

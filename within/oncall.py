@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['MOST_READ', 'FIGURES_OF', 'safe', 'tail', 'latest', 'quantile', 'figures', 'gateway_says', 'route_state', 'up_now',
            'models_of', 'rolling', 'experiments', 'outbox', 'overview', 'WayBack', 'placed', 'previous_of', 'way_back',
-           'since_start', 'serves']
+           'since_start', 'answering_after']
 
 # %% ../nbs/lib/742_oncall.ipynb #aa09d17d
 import json
 import math
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -218,12 +219,14 @@ def since_start() -> float: # seconds
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def serves(ctx: Context, environment: str, model: str, version: str, seconds: float = 10.0) -> bool:
-    "Wait until the gateway answers everybody of a model with a version; False when it does not in time, or none runs."
-    until = time.monotonic() + seconds
+def answering_after(ctx: Context, environment: str, model: str, version: str, over: threading.Event, grace: float = 10.0) -> float | None:
+    "How old this process was when the gateway first answered everybody with a version; None when it has not, `grace` seconds after `over`."
+    until = None
     while True:
         _, says, silent = gateway_says(ctx, environment)
         found = says.get(model, {})
-        if not silent and found.get("default") == version and found.get("hosts", {}).get(version, {}).get("ready"): return True
-        if silent or time.monotonic() > until: return False
+        if not silent and found.get("default") == version and found.get("hosts", {}).get(version, {}).get("ready"): return since_start()
+        if over.is_set():
+            until = until or time.monotonic() + grace
+            if silent or time.monotonic() > until: return None
         time.sleep(0.02)

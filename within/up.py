@@ -171,15 +171,14 @@ def get_ready(serving: Serving, ending: threading.Event, seconds: float) -> list
 
 def watch(serving: Serving, ending: threading.Event, every: float = 1.0) -> None: # seconds
     "Keep everything up until a signal; tells the service manager as long as all is well."
-    beat, last = watchdog_seconds(), 0.0
+    beat = watchdog_seconds()
     while True:
+        well = False
         try: well = serving.look()
-        except ServingError as e: well = serving.say(str(e)) is not None
+        except ServingError as e: serving.say(str(e))
         if said := serving.scheduler.tend(time.monotonic()): serving.say(f"scheduler: {said}")
-        if beat and well and time.monotonic() - last > min(beat, every) - 0.5:
-            notify(WATCHDOG=1)
-            last = time.monotonic()
-        ending.wait(every)
+        if beat and well: notify(WATCHDOG=1)
+        ending.wait(min(every, beat or every))
 
 
 def go_up(ctx: Context, environments: Sequence[str] = (), port: int = 0, once: bool = False, say: Say = print, patience: float = 60.0) -> int:
