@@ -247,7 +247,7 @@ def test_a_crash_loop_ends_behind_a_fence_and_lifting_it_gives_another_chance(mo
     assert eventually(lambda: host(moody, "1.1.0")["phase"] == "fenced", 60)
     seen = host(moody, "1.1.0")
     assert seen["restarts"] == CRASH_LOOP and seen["pid"] is None and "not what they were" in seen["fence"] and asked(url)[:2] == (200, "1.0.0")
-    assert eventually(lambda: fences(moody), 5) and entries(moody, "fence", f"{NAME}@1.1.0")[0].actor == "supervisor"
+    assert eventually(lambda: entries(moody, "fence", f"{NAME}@1.1.0"), 5) and entries(moody, "fence")[0].actor == "supervisor" and fences(moody)
     say(moody, 11, "")
     lift_fence(moody, NAME, "1.1.0", "the weights are back", by="ana@example.com")
     assert eventually(lambda: _version(url) == "1.1.0") and eventually(lambda: host(moody, "1.1.0")["phase"] == "ready")

@@ -26,7 +26,7 @@ from .policies import load_environments
 from .serving.health import Pulse
 from .serving.routes import routes
 from .serving.supervisor import Child, Hold, connect, gateway_url, keep, release
-from .serving.wire import ask
+from .serving.wire import alive, ask
 
 # %% ../nbs/lib/745_up.ipynb #faeacefc
 def notify(**state: str | int) -> bool: # e.g. READY=1, STATUS="two gateways"
@@ -152,11 +152,12 @@ def come_down(serving: Serving, seconds: float = 6.0) -> None:
         except subprocess.TimeoutExpired: child.process.kill()
         child.process.wait()
     release(serving.ctx)
-    until = time.monotonic() + seconds
-    while serving.supervisor and (still := connect(serving.ctx)) is not None:
-        still.close()
-        if time.monotonic() > until: return serving.say(f"supervisor {still.pid} goes on: another process holds it")
-        time.sleep(0.1)
+    began = time.monotonic()
+    while serving.supervisor and alive(serving.supervisor) and time.monotonic() - began < seconds:
+        if (still := connect(serving.ctx)) is not None:
+            still.close()
+            if time.monotonic() - began > 1.5: return serving.say(f"supervisor {still.pid} goes on: another process holds it")
+        time.sleep(0.05)
 
 # %% ../nbs/lib/745_up.ipynb #db656193
 def get_ready(serving: Serving, ending: threading.Event, seconds: float) -> list[str]:
