@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'MARKS', 'exit_code_of', 'say_error', 'Commands',
            'everywhere', 'open_context', 'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan',
-           'retrain', 'called', 'run_rows', 'runs', 'show', 'needs_of', 'event_lines', 'outbox_of', 'status',
-           'completed', 'model_names', 'open_event_ids', 'event_add', 'event_list', 'event_end', 'models_meant',
-           'decide', 'approve', 'reject', 'live_deployment', 'rollback', 'ingest', 'register', 'bootstrap', 'attempted',
-           'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'free_home',
-           'demo', 'close_default_engine', 'main']
+           'retrain', 'called', 'run_rows', 'runs', 'show', 'needs_of', 'event_lines', 'shares_of', 'mib',
+           'milliseconds', 'print_serving', 'print_figures', 'needs_now', 'status', 'completed', 'model_names',
+           'open_event_ids', 'event_add', 'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject',
+           'routed_models', 'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register',
+           'bootstrap', 'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest',
+           'serve', 'up', 'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -72,19 +73,27 @@ def everywhere(debug: Annotated[bool, typer.Option("--debug", help="Show the tra
 
 
 def open_context() -> Any:
+    "The context of the home; raises `InvalidInput` for a home that cannot be used."
     from within.context import Context
+    from within.settings import Settings
+    try: home = Settings.from_env().home
+    except OSError as e: raise InvalidInput(f"the home {os.environ.get('WITHIN_HOME') or '.within'} cannot be made: {e.strerror or e}; "
+                                            "name another with --home or WITHIN_HOME") from e
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
+        raise InvalidInput(f"the home {home} cannot be written by this user; name another with --home or WITHIN_HOME, or change its owner")
     return Context.open()
 
 # %% ../nbs/lib/790_cli.ipynb #34a7cd7b
 def print_table(head: tuple[str, ...], rows: list[tuple], title: str = "") -> None:
-    "A table on standard output."
+    "A table on standard output; what a terminal would obey is shown as text."
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+    from within.oncall import safe
     drawn = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left")
     for name in head: drawn.add_column(name, overflow="fold")
-    for row in rows: drawn.add_row(*(Text("" if c is None else str(c)) for c in row))
+    for row in rows: drawn.add_row(*(Text("" if c is None else safe(c)) for c in row))
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(drawn)
 
 # %% ../nbs/lib/790_cli.ipynb #7c84ad60
@@ -216,24 +225,73 @@ def event_lines(ctx: Any) -> list[str]:
     from within.events import open_events
     return [f"event {e.id}: {e}" for e in open_events(ctx)]
 
+# %% ../nbs/lib/790_cli.ipynb #44352fba
+def shares_of(route: dict) -> str:
+    "Who answers a route's users, and who listens, in a few words."
+    rest = 100 - sum(s["percentage"] for s in route["shares"])
+    users = [f"{s['version']} {s['percentage']:g} % ({s['variant']})" for s in route["shares"]]
+    return ", ".join([*users, f"{route['default']} {rest:g} %", *(f"shadow {s['version']} {s['percentage']:g} %" for s in route["shadows"])])
 
-def outbox_of(ctx: Any) -> int: return sum(1 for p in (ctx.settings.home / "outbox").glob("*") if p.is_file())
+
+def mib(size: Any) -> str: return f"{size / (1 << 20):,.0f} MiB" if size else ""
+
+
+def milliseconds(value: Any) -> str: return "" if value is None else f"{value:,.1f}"
+
+
+def print_serving(now: dict) -> None:
+    "The tables of `within status` that are about serving."
+    urls = {e["environment"]: e["url"] or "no gateway" for e in now["environments"]}
+    rows = [(r["environment"], r["model"], shares_of(r), r["revision"], urls[r["environment"]], "; ".join(r["faults"]) or "answers") for r in now["routes"]]
+    if rows: print_table(("environment", "model", "who answers", "revision", "gateway", "state"), rows)
+    rows = [(h["model"], h["version"], h["role"], h["phase"], h["pid"], f"{h['cores']:g} of {h['cores_bound']:g}",
+             f"{mib(h['memory']) or 0} of {mib(h['memory_bound'])}", h["restarts"], h["fence"] or h["unready"] or h["said"]) for h in now["hosts"]]
+    if rows: print_table(("model", "version", "role", "host", "process", "cores", "memory", "restarts", "why"), rows, f"hosts, bounded by {now['bounded_by']}")
+
+
+def print_figures(now: dict) -> None:
+    "The tables of `within status` about what was answered and what is on its way."
+    rows = [(f["environment"], f["model"], f["version"], f["role"], f"{f['requests']:,}{'' if f['complete'] else ' +'}", f"{f['error_rate']:.2%}",
+             *(milliseconds(f[q]) for q in ("p50", "p95", "p99"))) for f in now["figures"]]
+    if rows: print_table(("environment", "model", "version", "role", "predictions", "errors", "p50 ms", "p95 ms", "p99 ms"), rows, "the last ten minutes")
+    rows = [(r["id"], r["environment"], f"{r['percentage']:g} % of {r['max_percentage'] or 100:g} %", r["phase"], r["reason"]) for r in now["rollouts"]]
+    rows += [(e["name"], e["model"], f"until {e['ends_at'] or 'it is ended'}", e["phase"], "") for e in now["experiments"]]
+    if rows: print_table(("rollout or experiment", "where", "how far", "phase", "why"), rows)
+
+# %% ../nbs/lib/790_cli.ipynb #332e8e46
+def needs_now(ctx: Any, now: dict) -> list[str]:
+    "What a person has to do now, most urgent first: what does not answer, what was fenced or given up, then the rest."
+    from within.scheduler import given_up
+    fenced = [f"{f['model']}@{f['version']} is fenced: {f['reason']}; after the repair: within unfence {f['model']} {f['version']} --note WHAT"
+              for f in now["fences"]]
+    return [*now["faults"], *fenced, *given_up(ctx), *needs_of(ctx)]
 
 
 @app.command()
-def status() -> None:
-    "Say what needs a person now, then what stands where."
+def status(as_json: Annotated[bool, typer.Option("--json", help="The same as data, for a script.")] = False) -> None:
+    """Say what needs a person now, then what stands where.
+
+    Exit code 0: everything that is routed to users answers; 1: something does not (also when nothing runs).
+    """
+    from within.oncall import overview, safe
     ctx = open_context()
-    needs = needs_of(ctx)
-    typer.echo("nothing needs a person now" if not needs else needs[0] if len(needs) == 1 else f"{len(needs)} things need a person; first: {needs[0]}")
-    for need in needs[1:]: typer.echo(f"  also: {need}")
-    names = sorted({v.name for v in ctx.store.model_versions()})
-    routes = {(r.body.get("environment"), r.body.get("model")): r.body for r in ctx.store.find("route")}
-    rows = [(n, ctx.store.alias(n, "champion") or "none", "; ".join(f"{e}: {b.get('default')}" for (e, m), b in routes.items() if m == n)) for n in names]
-    if rows: print_table(("model", "champion", "routes"), rows)
-    for line in event_lines(ctx): typer.echo(line)
-    typer.echo(f"clock: {'replay' if ctx.is_replay else 'system'}, {ctx.now():%Y-%m-%d %H:%M} UTC · home: {ctx.settings.home}")
-    if left := outbox_of(ctx): typer.echo(f"{left} messages lie in {ctx.settings.home / 'outbox'}: their alert channels have no address")
+    now = overview(ctx)
+    needs = needs_now(ctx, now)
+    if as_json:
+        import json
+        typer.echo(json.dumps({**now, "needs": needs, "events": event_lines(ctx)}, indent=1))
+        raise typer.Exit(0 if now["well"] else 1)
+    said = "nothing needs a person now" if not needs else needs[0] if len(needs) == 1 else f"{len(needs)} things need a person; first: {needs[0]}"
+    for line in (said, *(f"  also: {n}" for n in (*needs[1:], *now["notes"]))): typer.echo(safe(line))
+    rows = [(m["model"], m["champion"] or "none", m["challenger"], m["staging"], ", ".join(m["versions"][-6:])) for m in now["models"]]
+    if rows: print_table(("model", "champion", "challenger", "staging", "versions"), rows)
+    print_serving(now)
+    print_figures(now)
+    for line in event_lines(ctx): typer.echo(safe(line))
+    up = f"up: process {now['up']['pid']} of {now['up']['user']}" if now["up"] else "not up"
+    typer.echo(safe(f"{up} · clock: {now['clock']}, {ctx.now():%Y-%m-%d %H:%M} UTC · home: {ctx.settings.home}"))
+    if left := now["outbox"]["messages"]: typer.echo(safe(f"{left} messages lie in {now['outbox']['folder']}: their alert channels have no address"))
+    raise typer.Exit(0 if now["well"] else 1)
 
 # %% ../nbs/lib/790_cli.ipynb #7ab7084a
 def completed(names: Any) -> Any:
@@ -333,25 +391,80 @@ def reject(target: Annotated[str, typer.Argument(help="A run's id, or name@versi
     decide(target, reviewer, note, False)
 
 # %% ../nbs/lib/790_cli.ipynb #4ded910d
-def live_deployment(ctx: Any, model: str, environment: str) -> str:
-    "The newest deployment that serves users of a model; raises for a model that is not deployed."
-    rows = [r for r in ctx.store.find("deployment", environment=environment) if r.body.get("model") == model and r.body.get("strategy") != "shadow"]
-    rows = [r for r in rows if not r.body.get("ended_at") and r.body.get("status") == "passed"] or rows
-    known = {r.body.get("model", "") for r in ctx.store.find("deployment", environment=environment)}
-    if not rows: raise unknown(f"deployed model in {environment}", model, known)
-    return rows[-1].id
+def routed_models(ctx: Any) -> list[str]: return sorted({r.body["model"] for r in ctx.store.find("route")})
+
+
+def complete_version(ctx: typer.Context, incomplete: str) -> list[str]:
+    "The registered versions of the model that was typed before; of all models where an unfinished option hides it."
+    model = ctx.params.get("model")
+    return completed(lambda found: list(dict.fromkeys(v.version for v in found.store.model_versions(model))))(incomplete)
 
 
 @app.command()
-def rollback(model: Annotated[str, typer.Argument(help="A model in production.")],
-             reason: Annotated[str, typer.Option(help="Why; it goes into the ledger.")],
-             to: Annotated[str | None, typer.Option("--to", help="The version to go back to (default: the one before).")] = None,
-             environment: Annotated[str, typer.Option(help="Where.")] = "production") -> None:
-    "Go back to an earlier version, now."
-    from within.ml.deployment import ModelDeployer
+def rollback(model: Annotated[str, typer.Argument(help="A model that answers there.", autocompletion=completed(routed_models))],
+             reason: Annotated[str, typer.Option(help="What was seen, in a few words; it goes into the ledger with your name.")],
+             to: Annotated[str | None, typer.Option("--to", help="A registered version (default: the one that answered before).",
+                                                    autocompletion=complete_version)] = None,
+             environment: Annotated[str, typer.Option(help="Where.")] = "production",
+             yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Go back to an earlier version, now.
+
+    Running rollouts and experiments of the model end with it. The version that is left stays registered: nothing is deleted.
+
+    Example: within rollback ad_score_predictor --reason "scores of video ads doubled at 02:10"
+    """
+    from within.oncall import way_back
     ctx = open_context()
-    done = ModelDeployer(ctx=ctx).rollback(deployment_id=live_deployment(ctx, model, environment), reason=reason, target_version=to)
-    typer.echo(f"{model} in {environment} is back at {done.target_version} ({done.id}): {reason}")
+    if not reason.strip(): raise InvalidInput("a rollback needs a reason: what was seen, for those who read the ledger tomorrow")
+    way = way_back(ctx, model, environment, to)
+    typer.echo(str(way))
+    asked = 0.0 if yes or way.already or not sys.stdin.isatty() else confirmed()
+    take_back(ctx, way, reason, asked)
+
+# %% ../nbs/lib/790_cli.ipynb #bfba461f
+def confirmed() -> float:
+    "Ask once; returns the seconds that the answer took, or ends the command."
+    import time
+    began = time.monotonic()
+    if not typer.confirm("go back now?"):
+        typer.echo("nothing was changed")
+        raise typer.Exit(1)
+    return time.monotonic() - began
+
+
+def take_back(ctx: Any, way: Any, reason: str, asked: float) -> None: # asked: seconds that a person took to answer
+    "Do it, and say how long it took until the target answered, which somebody else watches meanwhile."
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+    from within.ml.deployment import ModelDeployer
+    from within.oncall import answering_after
+    from within.serving.supervisor import status as supervised
+    ran = supervised(ctx)["running"]
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as watching:
+        seconds = watching.submit(answering_after, ctx, way.environment, way.model, way.target, over)
+        try: done = ModelDeployer(ctx=ctx).rollback(deployment_id=way.deployment, reason=reason, target_version=way.target)
+        finally: over.set()
+    if done.already: return typer.echo(f"already rolled back: {way.target} answers everybody; to go further back, name a version with --to")
+    typer.echo(f"{way.model} in {way.environment} is back at {done.target_version} ({done.id}): {reason}")
+    if not ran: return typer.echo(f"nothing was serving; {way.target} answers as soon as something does (within up)")
+    if seconds.result() is None: raise WithinError(f"{way.target} does not answer yet: within status says why")
+    typer.echo(f"{seconds.result() - asked:.1f} s from the command to {way.target} answering everybody")
+
+
+@app.command()
+def unfence(model: Annotated[str, typer.Argument(help="A model with a fenced version.", autocompletion=completed(routed_models))],
+            version: Annotated[str, typer.Argument(help="The version.", autocompletion=complete_version)],
+            note: Annotated[str, typer.Option(help="What was repaired; it goes into the ledger.")],
+            by: Annotated[str | None, typer.Option(help="Who says so (default: WITHIN_USER).")] = None) -> None:
+    """Give a fenced version another chance.
+
+    A version whose host ended five times within ten minutes is fenced: no host is started for it, and the default answers its share. `within status` says why.
+    """
+    from within.serving.restarts import lift_fence
+    ctx = open_context()
+    fence = lift_fence(ctx, model, version, note, by or ctx.settings.user)
+    typer.echo(f"{model}@{version} is fenced no more; it was because of: {fence.reason}")
 
 # %% ../nbs/lib/790_cli.ipynb #0e500028
 @app.command()
@@ -484,6 +597,19 @@ def serve(environment: Annotated[str, typer.Option(help="Which environment's rou
     with hold(ctx):
         print(gateway_url(ctx, environment, port), flush=True)
         signal.pause()
+
+# %% ../nbs/lib/790_cli.ipynb #75dd0f9b
+@app.command()
+def up(environment: Annotated[list[str] | None, typer.Option(help="Serve this environment; repeatable (default: all of environments.yml).")] = None,
+       port: Annotated[int, typer.Option(help="For a single environment; 0 takes the configured one, or any free port.")] = 0,
+       once: Annotated[bool, typer.Option("--once", help="A rehearsal: start, wait for the models, look once at what is due, and end.")] = False) -> None:
+    """Serve and schedule until interrupted: one gateway an environment, one host a version, and what is due.
+
+    It prints an address a gateway, keeps everything running, and ends all of it on Ctrl-C or SIGTERM. Exit code 0: it was told to end; 1: an error, or
+    with --once something did not answer. On the replay clock time moves only when a command replays traffic. A systemd unit is in templates/systemd/.
+    """
+    from within.up import go_up
+    raise typer.Exit(go_up(open_context(), environment or (), port, once, say=lambda text: print(text, flush=True)))
 
 # %% ../nbs/lib/790_cli.ipynb #b5dabc38
 def free_home(home: Path) -> Path:
