@@ -7,6 +7,7 @@ __all__ = ['LARGEST_BODY', 'MOST_ROWS', 'Refused', 'read_json', 'Question', 'que
            'read_invocations', 'check_records']
 
 # %% ../../nbs/lib/447_serving.requests.ipynb #d783b435
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,9 @@ def read_json(body: bytes) -> dict:
     return found
 
 # %% ../../nbs/lib/447_serving.requests.ipynb #586fcad6
+_PROCESS, _COUNT = secrets.token_hex(8), itertools.count()  # the ids of requests without one: drawn once a process, since drawing costs a system call
+
+
 @dataclass(slots=True)
 class Question:
     "What a request asks."
@@ -61,7 +65,7 @@ def question(records: list[dict], id: Any, parameters: Any) -> Question:
     if id is not None and (not isinstance(id, str) or not 0 < len(id) <= 200): raise Refused("id: a text of 1 to 200 characters")
     parameters = parameters or {}
     if not isinstance(parameters, dict): raise Refused("parameters: an object")
-    id, rows = id or secrets.token_hex(12), len(records)
+    id, rows = id or f"{_PROCESS}{next(_COUNT):08x}", len(records)
     ids = _texts("ids", parameters["ids"], rows) if "ids" in parameters else [id] if rows == 1 else [f"{id}:{i}" for i in range(rows)]
     units = _texts("unit", parameters["unit"], rows) if parameters.get("unit") not in (None, "") else [id] * rows
     segments = parameters.get("segments") or {}
