@@ -167,6 +167,7 @@ class Followed:
     "A route that the gateway follows, and what it needs at every request."
     route: Route
     kinds: dict[str, str] = field(default_factory=dict)  # every known feature -> kind; the default's word counts
+    columns: tuple[str, ...] = ()                        # the default's features in its order, for values by position
 
 
 class Follower:
@@ -200,7 +201,7 @@ class Follower:
             if before and before.route == route and before.kinds: continue
             missing, since = self.missing(route), self._since.setdefault((model, route.revision), now)
             if not missing or (route.default not in missing and now - since > self._patience):
-                self.routes[model] = Followed(route, self.kinds(route))
+                self.routes[model] = Followed(route, self.kinds(route), self.columns(route))
         needed = {(m, v) for f in self.routes.values() for m, v in ((f.route.model, v) for v in f.route.versions)}
         needed |= {(m, v) for m, r in self.wanted.items() for v in r.versions}
         defaults = {(r.model, r.default) for r in (*self.wanted.values(), *(f.route for f in self.routes.values()))}
@@ -216,6 +217,10 @@ class Follower:
         for version in reversed(route.versions):
             found |= {f["name"]: f["kind"] for f in (self.link(route.model, version).hello or {}).get("features", [])}
         return found
+
+    def columns(self, route: Route) -> tuple[str, ...]:
+        "Features of the default version."
+        return tuple(f["name"] for f in (self.link(route.model, route.default).hello or {}).get("features", []))
 
     def close(self) -> None:
         while self.links: self.links.popitem()[1].close()
