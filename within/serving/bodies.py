@@ -40,7 +40,7 @@ class Limits(Record):
     rows: int = 10_000                # of one request
     seconds: float = 10.0             # for a request to arrive: its headers, then its body
     requests: int = 1_024             # in flight together
-    waiting_rows: int = 50_000        # of all requests in flight
+    waiting_rows: int = 20_000        # of all requests in flight
     waiting_bytes: int = 128 << 20    # of their bodies
     connections: int = 2_048          # open, busy or not
 
@@ -187,7 +187,7 @@ def patient_protocol(limits: Limits = LIMITS) -> type:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self._half is (self._alarm is not None): return
-            if self._half: self._alarm = self.loop.call_later(limits.seconds + 1, self._too_slow)  # the app gives up on a body first, and says so
+            if self._half: self._alarm = self.loop.call_later(limits.seconds, self._too_slow)
             else: self._calm()
 
         def on_message_begin(self) -> None:
@@ -209,12 +209,16 @@ def patient_protocol(limits: Limits = LIMITS) -> type:
         def _too_slow(self) -> None:
             self._alarm = None
             if self.transport.is_closing(): return
-            if self.cycle is not None and self.cycle.scope is self.scope: return self.transport.close()  # its answer is on the way or was given
+            if self.cycle is not None and self.cycle.scope is self.scope:  # the body is on its way: the app gives up on it, unless it has answered already
+                if self.cycle.response_complete: self.transport.close()
+                else: self._alarm = self.loop.call_later(limits.seconds + 1, self._too_slow)
+                return
             self._turn_away(b"408 Request Timeout", b"", f"the request did not arrive within {limits.seconds:g} s")
 
         def _turn_away(self, status: bytes, header: bytes, why: str) -> None:
             body = orjson.dumps({"error": why})
-            self.transport.write(b"HTTP/1.1 %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s" % (status, header, len(body), body))
+            head = b"HTTP/1.1 %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (status, header, len(body))
+            self.transport.write(head + body)
             self.transport.close()
 
     return PatientProtocol

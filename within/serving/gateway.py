@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_WAITING', 'Answering', 'Predictor', 'batching', 'copy_to_shadows', 'Door', 'infer_answer', 'invocations_answer',
-           'features_of', 'describe', 'pinned', 'standing', 'gauges', 'looked_at', 'Gateway', 'named_model',
+           'features_of', 'describe', 'pinned', 'standing', 'gauges', 'looked_at', 'Gateway', 'answered', 'named_model',
            'binary_answer', 'spare_collections', 'find_route', 'take_feedback', 'when_started', 'look', 'follow',
            'main']
 
@@ -32,7 +32,7 @@ from ..errors import ConfigError, InvalidInput
 from ..observations import PredictionLog, checked_feedback
 from ..policies import BatchingPolicy, load_environments
 from .access import Caller, permitted
-from .bodies import LIMITS, Limits, Refused, Room, media_type, patient_protocol, read_body, read_json
+from .bodies import LIMITS, Limits, Place, Refused, Room, media_type, patient_protocol, read_body, read_json
 from .links import Followed, Follower, HostLink
 from .metrics import CONTENT_TYPE, Metrics
 from .mlflow_shapes import open_invocations
@@ -213,7 +213,8 @@ def invocations_answer(answering: Answering) -> dict:
 def features_of(predictor: Predictor, followed: Followed, version: str | None) -> dict[str, str]:
     "Feature name -> kind of one version in its order, or of all of a route; raises `Refused` (404, 503)."
     if version is None: return {**{c: followed.kinds[c] for c in followed.columns}, **followed.kinds}
-    if version not in followed.route.versions: raise Refused(f"{followed.route.model} has no version {version[:80]!r} here; known: {', '.join(followed.route.versions)}", 404)
+    if version not in followed.route.versions:
+        raise Refused(f"{followed.route.model} has no version {version[:80]!r} here; known: {', '.join(followed.route.versions)}", 404)
     link = predictor.link(followed.route.model, version)
     if not link.ready: raise Refused(f"{followed.route.model} {version} does not answer now", 503)
     return {f["name"]: f["kind"] for f in link.hello["features"]}
@@ -253,11 +254,13 @@ def gauges(gateway: "Gateway") -> list[tuple[str, str, list]]:
     "What /metrics says about this moment."
     room, predictor = gateway.room, gateway.predictor
     hosts = [({"model": m, "version": v}, link) for (m, v), link in sorted(predictor.follower.links.items())]
+    followed = sorted(predictor.follower.routes.items())
     return [("within_requests_in_flight", "Requests in work.", [({}, room.requests)]), ("within_rows_in_flight", "Rows of those requests.", [({}, room.rows)]),
-            ("within_body_bytes_in_flight", "Bytes of their bodies.", [({}, room.size)]), ("within_shadow_rows_waiting", "Copies that no shadow has answered yet.", [({}, predictor.shadows_waiting)]),
+            ("within_body_bytes_in_flight", "Bytes of their bodies.", [({}, room.size)]),
+            ("within_shadow_rows_waiting", "Copies that no shadow has answered yet.", [({}, predictor.shadows_waiting)]),
             ("within_host_ready", "1 while the host of a version answers.", [(k, int(link.ready)) for k, link in hosts]),
             ("within_host_rows_waiting", "Rows that wait for a host.", [(k, link.waiting) for k, link in hosts]),
-            ("within_route_revision", "Revision of the route that is followed.", [({"model": m}, f.route.revision or 0) for m, f in sorted(predictor.follower.routes.items())])]
+            ("within_route_revision", "Revision of the route that is followed.", [({"model": m}, f.route.revision or 0) for m, f in followed])]
 
 
 def looked_at(gateway: "Gateway", name: str, model: str | None, version: str | None) -> Any:
@@ -333,32 +336,34 @@ class Gateway:
             body = await read_body(receive, headers, place, self.room.limits)
             if operation.name == "invocations":
                 data = open_invocations(body, media)
-                return invocations_answer(await self.ask(partial(read_invocations, data), named_model(data), None, at, place))
+                return invocations_answer(await answered(self, partial(read_invocations, data), named_model(data, headers), None, at, place))
             data = open_infer(body, headers.get(BINARY_HEADER))
             binary = wants_bytes(data)
-            answer = infer_answer(await self.ask(partial(read_infer, data), named["model"], named.get("version"), at, place))
+            answer = infer_answer(await answered(self, partial(read_infer, data), named["model"], named.get("version"), at, place))
             return binary_answer(answer) if binary else answer
-
-    async def ask(self, read: Callable[..., Question], model: str | None, version: str | None, at: str, place: Any) -> Answering:
-        "Read, check, predict, log; raises `Refused`, with 503 when not even the default answers."
-        followed = await when_started(self, model)
-        if version is not None: followed = pinned(followed, version)
-        asked = read(followed.columns, followed.kinds)
-        place.take(rows=len(asked.records))
-        asked.ignored = check_records(asked.records, followed.kinds)
-        answering = self.predictor.answer(followed, asked, at)
-        await answering.future
-        if answering.failed: raise Refused(f"{followed.route.model} {followed.route.default} cannot answer: {answering.failed}", 503)
-        if version is not None and (other := next((v for _, v in answering.shares if v != version), None)):
-            raise Refused(f"{followed.route.model} {version} cannot answer, and {other} was not asked for", 503)
-        return answering
 
     def followed(self, model: str | None) -> Followed: return find_route(self.predictor.follower, model)
 
+# %% ../../nbs/lib/450_serving.gateway.ipynb #5adcce07
+async def answered(gateway: Gateway, read: Callable[..., Question], model: str | None, version: str | None, at: str, place: Place) -> Answering:
+    "Read, check, predict, log; raises `Refused`, with 503 when not even the default answers."
+    followed = await when_started(gateway, model)
+    if version is not None: followed = pinned(followed, version)
+    asked = read(followed.columns, followed.kinds)
+    place.take(rows=len(asked.records))
+    asked.ignored = check_records(asked.records, followed.kinds)
+    answering = gateway.predictor.answer(followed, asked, at)
+    await answering.future
+    if answering.failed: raise Refused(f"{followed.route.model} {followed.route.default} cannot answer: {answering.failed}", 503)
+    if version is not None and (other := next((v for _, v in answering.shares if v != version), None)):
+        raise Refused(f"{followed.route.model} {version} cannot answer, and {other} was not asked for", 503)
+    return answering
 
-def named_model(data: Mapping) -> str | None:
-    "The model that a request to /invocations names in its parameters."
+
+def named_model(data: Mapping, headers: Mapping[bytes, bytes]) -> str | None:
+    "The model that a request to /invocations names in its parameters, or in the header `within-model` (CSV has no parameters)."
     found = data["params"].get("model") if isinstance(data.get("params"), dict) else None
+    if found is None and b"within-model" in headers: found = headers[b"within-model"].decode("latin-1")
     if found is not None and not isinstance(found, str): raise Refused("params.model: a model's name", field="params.model")
     return found
 
@@ -398,7 +403,8 @@ def take_feedback(gateway: Gateway, at: str, body: bytes, by: str) -> dict:
         except InvalidInput as e: raise Refused(f"feedback {i}: {e}", 422, row=i) from e
         before = found.setdefault((said["id"], said["kind"]), said | {"by": by})
         if before["value"] != said["value"]:
-            raise Refused(f"feedback {i}: {said['kind']} of {said['id']!r} is {before['value']:g} and {said['value']:g} in one request; which?", 409, field="value", row=i)
+            both = f"{before['value']:g} and {said['value']:g}"
+            raise Refused(f"feedback {i}: {said['kind']} of {said['id']!r} is {both} in one request; which?", 409, field="value", row=i)
     try: gateway.predictor.log.append_feedback(found.values())
     except OSError as e: raise Refused(f"the feedback could not be logged: {e}", 503) from e
     return {"accepted": len(items)}
@@ -447,8 +453,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     host, port = listening.getsockname()[:2]
     body = {"environment": given.environment, "url": f"http://{host}:{port}", "port": port, "pid": os.getpid(), "instance": secrets.token_hex(4)}
     app = Gateway(ctx, given.environment, started=lambda: publish(ctx.settings, given.environment, body))
-    config = uvicorn.Config(app, loop="uvloop", http=patient_protocol(app.room.limits), lifespan="on", log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-                            timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
+    config = uvicorn.Config(app, loop="uvloop", http=patient_protocol(app.room.limits), lifespan="on", log_level="warning", access_log=False,
+                            timeout_graceful_shutdown=2, timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 # %% ../../nbs/lib/450_serving.gateway.ipynb #856e4cb5

@@ -52,6 +52,9 @@ class HostLink(asyncio.Protocol):
     def ready(self) -> bool: return self.hello is not None and not self.fenced
 
     @property
+    def columns(self) -> tuple[str, ...]: return tuple(f["name"] for f in (self.hello or {}).get("features", []))
+
+    @property
     def waiting(self) -> int: return len(self.live.queue) + len(self.copies.queue) + len(self._away)
 
     def submit(self, record: bytes, done: Done, copy: bool = False) -> None:
@@ -201,7 +204,7 @@ class Follower:
             if before and before.route == route and before.kinds: continue
             missing, since = self.missing(route), self._since.setdefault((model, route.revision), now)
             if not missing or (route.default not in missing and now - since > self._patience):
-                self.routes[model] = Followed(route, self.kinds(route), self.columns(route))
+                self.routes[model] = Followed(route, self.kinds(route), self.link(route.model, route.default).columns)
         needed = {(m, v) for f in self.routes.values() for m, v in ((f.route.model, v) for v in f.route.versions)}
         needed |= {(m, v) for m, r in self.wanted.items() for v in r.versions}
         defaults = {(r.model, r.default) for r in (*self.wanted.values(), *(f.route for f in self.routes.values()))}
@@ -217,10 +220,6 @@ class Follower:
         for version in reversed(route.versions):
             found |= {f["name"]: f["kind"] for f in (self.link(route.model, version).hello or {}).get("features", [])}
         return found
-
-    def columns(self, route: Route) -> tuple[str, ...]:
-        "Features of the default version."
-        return tuple(f["name"] for f in (self.link(route.model, route.default).hello or {}).get("features", []))
 
     def close(self) -> None:
         while self.links: self.links.popitem()[1].close()

@@ -54,11 +54,12 @@ class Metrics:
     def text(self, gauges: Iterable[tuple[str, str, Iterable[tuple[Mapping, float]]]] = ()) -> str: # name, meaning, (labels, value)
         "The exposition format of Prometheus."
         rows = [(dict(zip(LABELS, key, strict=True)), row) for key, row in sorted(self._rows.items())]
-        lines = family("within_predictions_total", "counter", "Predictions by model, version, variant and role.", (sample("within_predictions_total", k, r[0]) for k, r in rows))
-        lines += family("within_errors_total", "counter", "Predictions that failed.", (sample("within_errors_total", k, r[1]) for k, r in rows))
-        lines += family("within_latency_ms", "histogram", "Milliseconds from request to answer.", (s for k, r in rows for s in _histogram("within_latency_ms", k, r)))
-        refusals = (sample("within_refusals_total", {"status": s}, n) for s, n in sorted(self.refusals.items()))
-        lines += family("within_refusals_total", "counter", "Requests that were refused, by HTTP status.", refusals)
+        counts, errors, ms, refusals = "within_predictions_total", "within_errors_total", "within_latency_ms", "within_refusals_total"
+        lines = family(counts, "counter", "Predictions by model, version, variant and role.", (sample(counts, k, r[0]) for k, r in rows))
+        lines += family(errors, "counter", "Predictions that failed.", (sample(errors, k, r[1]) for k, r in rows))
+        lines += family(ms, "histogram", "Milliseconds from request to answer.", (s for k, r in rows for s in _histogram(ms, k, r)))
+        refused = (sample(refusals, {"status": s}, n) for s, n in sorted(self.refusals.items()))
+        lines += family(refusals, "counter", "Requests that were refused, by HTTP status.", refused)
         for name, means, values in gauges: lines += family(name, "gauge", means, (sample(name, k, v) for k, v in values))
         return "\n".join(lines) + "\n"
 

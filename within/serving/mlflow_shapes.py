@@ -26,7 +26,8 @@ def open_invocations(body: bytes, media: str = MEDIA[0]) -> dict:
     data = read_json(body, (dict, list))
     if isinstance(data, list): return {"dataframe_records": data}
     forms = [f for f in FORMS[:4] if f in data]
-    if len(forms) != 1: raise Refused(f"exactly one of {', '.join(FORMS[:4])} is needed, given {', '.join(forms) or ', '.join(map(repr, list(data)[:4])) or 'none'}")
+    said = ", ".join(forms or [repr(k[:80]) for k in list(data)[:4]]) or "none"
+    if len(forms) != 1: raise Refused(f"exactly one of {', '.join(FORMS[:4])} is needed, given {said}")
     return data
 
 # %% ../../nbs/lib/439_serving.mlflow_shapes.ipynb #6d82ceda
@@ -45,7 +46,8 @@ def _split(given: Any) -> list[dict]:
         raise Refused("dataframe_split: an object with columns and data, both lists", field="dataframe_split")
     names = given["columns"]
     if not all(isinstance(n, str) for n in names): raise Refused("dataframe_split.columns: feature names, which are texts", field="dataframe_split")
-    if len(set(names)) < len(names): raise Refused(f"dataframe_split.columns: {next(n for n in names if names.count(n) > 1)[:80]!r} is given twice", field="dataframe_split")
+    if len(set(names)) < len(names):
+        raise Refused(f"dataframe_split.columns: {next(n for n in names if names.count(n) > 1)[:80]!r} is given twice", field="dataframe_split")
     rows = [r if isinstance(r, list) or len(names) > 1 else [r] for r in given["data"]]
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(names):
@@ -57,7 +59,8 @@ def _split(given: Any) -> list[dict]:
 def _columns(form: str, given: dict) -> list[dict]:
     columns = {k: v if isinstance(v, list) else [v] for k, v in given.items()}
     sizes = {len(v) for v in columns.values()}
-    if len(sizes) > 1: raise Refused(f"{form}: the columns differ in length: " + ", ".join(f"{k[:80]} has {len(v)}" for k, v in list(columns.items())[:5]), field=form)
+    said = ", ".join(f"{k[:80]} has {len(v)}" for k, v in list(columns.items())[:5])
+    if len(sizes) > 1: raise Refused(f"{form}: the columns differ in length: {said}", field=form)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 # %% ../../nbs/lib/439_serving.mlflow_shapes.ipynb #ee7962cd

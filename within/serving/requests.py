@@ -53,8 +53,8 @@ def _ids(given: Any, id: str, rows: int) -> list[str]:
 
 
 def _segments(given: Any) -> dict:
-    if isinstance(given, dict) and len(given) <= 50 and all(len(k) <= LONGEST and (v is None or isinstance(v, (bool, int, float)) or (isinstance(v, str) and len(v) <= LONGEST))
-                                                            for k, v in given.items()): return given
+    short = lambda v: v is None or isinstance(v, (bool, int, float)) or (isinstance(v, str) and len(v) <= LONGEST)  # noqa: E731
+    if isinstance(given, dict) and len(given) <= 50 and all(len(k) <= LONGEST and short(v) for k, v in given.items()): return given
     raise Refused(f"parameters.segments: an object of at most 50 short texts or numbers, given {given!r:.60}", field="parameters.segments")
 
 
@@ -62,7 +62,8 @@ def question(records: list[dict], id: Any, parameters: Any) -> Question:
     "A question of these rows; raises `Refused` for parameters that cannot be meant."
     if not records: raise Refused("no rows")
     if len(records) > LIMITS.rows: raise Refused(f"{len(records):,} rows; at most {LIMITS.rows:,} are allowed in one request", 413)
-    if id is not None and (not isinstance(id, str) or not 0 < len(id) <= LONGEST): raise Refused(f"id: a text of 1 to {LONGEST} characters, given {id!r:.60}", field="id")
+    if id is not None and (not isinstance(id, str) or not 0 < len(id) <= LONGEST):
+        raise Refused(f"id: a text of 1 to {LONGEST} characters, given {id!r:.60}", field="id")
     parameters = parameters or {}
     if not isinstance(parameters, dict): raise Refused(f"parameters: an object, given {parameters!r:.60}", field="parameters")
     id, rows = id or f"{_PROCESS}{next(_COUNT):08x}", len(records)
@@ -116,7 +117,8 @@ def _strangers(record: dict, kinds: Mapping[str, str], row: int, known: set[str]
         near = difflib.get_close_matches(name[:LONGEST], absent, 1, 0.8) if name not in known and absent else []
         if near: raise Refused(f"{name[:LONGEST]}: no feature of the model; {near[0]} is, and is missing (row {row})", 422, field=name[:LONGEST], row=row)
         known.add(name)
-        if len(known) > MOST_IGNORED: raise Refused(f"more than {MOST_IGNORED} different fields that are no feature of the model, such as {name[:80]}", 422, row=row)
+        if len(known) > MOST_IGNORED:
+            raise Refused(f"more than {MOST_IGNORED} different fields that are no feature of the model, such as {name[:80]}", 422, row=row)
         del record[name]
 
 

@@ -25,9 +25,10 @@ def _texts(name: str, data: bytes) -> list[str]:
     found, at = [], 0
     while at < len(data):
         size = int.from_bytes(data[at:at + 4], "little")
-        if at + 4 + size > len(data): raise Refused(f"inputs.{name}: text {len(found)} ends behind the tensor's {len(data):,} bytes", field=name, row=len(found))
+        which, row = f"inputs.{name}: text {len(found)}", len(found)
+        if at + 4 + size > len(data): raise Refused(f"{which} ends behind the tensor's {len(data):,} bytes", field=name, row=row)
         try: found.append(data[at + 4:at + 4 + size].decode())
-        except UnicodeDecodeError: raise Refused(f"inputs.{name}: text {len(found)} is not UTF-8", field=name, row=len(found)) from None
+        except UnicodeDecodeError: raise Refused(f"{which} is not UTF-8", field=name, row=row) from None
         at += 4 + size
     return found
 
@@ -52,7 +53,8 @@ def open_infer(body: bytes, header: bytes | None = None # of the JSON before the
         size = tensor.get("parameters", {}).get("binary_data_size") if isinstance(tensor, dict) and isinstance(tensor.get("parameters", {}), dict) else None
         if size is None: continue
         name, datatype = tensor.get("name"), tensor.get("datatype")
-        if type(size) is not int or size < 0 or at + size > len(tail): raise Refused(f"inputs.{name}: binary_data_size {size!r} with {len(tail) - at:,} bytes left")
+        left = len(tail) - at
+        if type(size) is not int or not 0 <= size <= left: raise Refused(f"inputs.{name}: binary_data_size {size!r:.40} with {left:,} bytes left")
         if datatype not in DATATYPES: raise _unknown_type(name, datatype)
         if "data" in tensor: raise Refused(f"inputs.{name}: data and binary_data_size are two answers to one question")
         tensor["data"], at = values_of(str(name), datatype, bytes(tail[at:at + size])), at + size
@@ -67,7 +69,8 @@ def _flat(name: str, data: list, shape: Sequence[int]) -> list:
     "Nested lists as one list, as deep as the shape says."
     for depth, size in enumerate(shape[1:], start=1):
         if not data or not isinstance(data[0], list): break
-        if any(not isinstance(d, list) or len(d) != size for d in data): raise Refused(f"inputs.{name}.data: lists of {size} values at depth {depth}, as its shape says", field=name)
+        if any(not isinstance(d, list) or len(d) != size for d in data):
+            raise Refused(f"inputs.{name}.data: lists of {size} values at depth {depth}, as its shape says", field=name)
         data = [v for d in data for v in d]
     return data
 
