@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 import signal
+import subprocess
 import threading
 
 import pytest
