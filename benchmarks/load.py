@@ -160,7 +160,7 @@ def free_port() -> int:
 def server(argv: list[str], port: int, path: str, body: bytes, log: Path, patience: float = 90.0) -> Iterator[str]:
     "Another server as a process of its own session; its address once it answers."
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"   # mlflow calls uvicorn by its name
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": here}
+    quiet = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": here}
     with open(log, "wb") as out: process = subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True, env=quiet)
     try:
         until = time.monotonic() + patience

@@ -83,12 +83,16 @@ def test_nobody_waits_longer_than_the_patience_and_others_are_served_again_at_on
         place.route("1.0.0")
         place.start()
         place.signal("1.0.0", signal.SIGSTOP)
+        got = {}
+        later = threading.Timer(0.4, lambda: got.update(later=place.infer("later", 2)))
+        later.start()
         code, said = place.infer("hung", 1)
         assert code == 503 and "no answer within 0.6 s" in said["error"]
-        threading.Timer(0.3, lambda: place.signal("1.0.0", signal.SIGCONT)).start()
-        assert place.infer("after", 2)[0] == 200   # it waited for the connection
+        place.signal("1.0.0", signal.SIGCONT)
+        later.join()
+        assert got["later"][0] == 200 and place.infer("after", 3)[0] == 200   # it went on waiting, and the connection was made anew
         log = PredictionLog(place.ctx, "production").predictions().set_index("id")
-        assert log.loc["hung", "latency_ms"] < 2 * 600 and log.loc["after", "latency_ms"] <= 2 * 600
+        assert log["latency_ms"].max() < 2 * 600
 
 
 @pytest.mark.parametrize("how", ["hangs", "dies", "is slow"])
