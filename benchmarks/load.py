@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import ROOT, SIZE, HardwareAbsent, place
+from benchmarks.harness import SIZE, HardwareAbsent, place
 
 NAME, COLUMNS, ROWS = "ad_score_predictor", 40, 20_000
 SECONDS, REPEATS = max(1.0, 4 * SIZE), max(2, int(5 * SIZE))
@@ -159,7 +159,8 @@ def free_port() -> int:
 @contextlib.contextmanager
 def server(argv: list[str], port: int, path: str, body: bytes, log: Path, patience: float = 90.0) -> Iterator[str]:
     "Another server as a process of its own session; its address once it answers."
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"   # mlflow calls uvicorn by its name
+    quiet = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": here}
     with open(log, "wb") as out: process = subprocess.Popen(argv, stdout=out, stderr=out, start_new_session=True, env=quiet)
     try:
         until = time.monotonic() + patience
@@ -189,16 +190,15 @@ def echo(bodies: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def mlflow(booster, bodies: Path) -> Iterator[str]:
-    "`mlflow models serve` of the same trees."
+    "`mlflow models serve` of the same trees, as it comes; the model has its signature, so that both sides check what they are asked."
     import mlflow.xgboost
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import infer_signature
 
     folder, port = bodies.with_name("mlflow-model"), free_port()
-    mlflow.xgboost.save_model(booster, folder)
+    mlflow.xgboost.save_model(booster, folder, signature=infer_signature(pd.DataFrame([[0.5] * COLUMNS], columns=NAMES), np.array([0.5])))
     argv = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", str(folder), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
     with server(argv, port, "/invocations", bodies.read_bytes().splitlines()[0], bodies.with_name("mlflow.log")) as url: yield url
 
 
-def share(part: float, of: float) -> str: return f"{part:,.0f} against {of:,.0f}"
-
-
-assert ROOT

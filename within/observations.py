@@ -112,7 +112,11 @@ class PredictionLog:
         days: dict[str, list[bytes]] = defaultdict(list)
         for line in lines: days[line["at"][:10]].append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
         with self._guard:
-            for day, found in days.items(): self._file(prefix + day).append(b"".join(found))
+            for day, found in days.items():
+                try: self._file(prefix + day).append(b"".join(found))
+                except OSError:  # opened again by the next append: by then it may be another file, on another disk
+                    if (failed := self._open.pop(prefix + day, None)) is not None: failed.close()
+                    raise
         return sum(map(len, days.values()))
 
     def _file(self, name: str) -> AppendFile:

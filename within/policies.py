@@ -319,7 +319,7 @@ class BatchingPolicy(Policy):
     patience_ms: Annotated[float, Field(ge=1, le=600_000)] = 2_000.0 # a row of the default version has an answer or an error after so long
     fallback_ms: Annotated[float, Field(ge=1, le=600_000)] = 500.0   # a row of another version then goes to the default
     fence_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0           # how long such a version gets nothing afterwards, at first
-    copies: Annotated[int, Field(ge=1, le=10_000)] = 64              # most rows of a shadow's batch
+    copies: Annotated[int, Field(ge=1, le=10_000)] = 32              # most rows of a shadow's batch
     copies_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 10.0  # a shadow's rows wait so long for others: nobody waits for them
 
 
