@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -80,7 +79,7 @@ def living(home: Path) -> list[psutil.Process]:
 
 def end_holds(home: Path) -> None:
     "Lets go of the supervisor that this process holds for a home; a script does so by ending."
-    if supervisor := sys.modules.get("within.serving.supervisor"): supervisor.release(SimpleNamespace(settings=SimpleNamespace(home=home)))
+    if supervisor := sys.modules.get("within.serving.supervisor"): supervisor.release(home)
 
 
 def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:

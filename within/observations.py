@@ -31,11 +31,14 @@ class AppendFile:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n": os.write(self._fd, b"\n")
+        self._torn = bool(size) and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, data: bytes) -> None: # whole lines
         "Hand the lines to the operating system; raises `OSError` when it does not take them all (disk full)."
-        if (taken := os.write(self._fd, data)) != len(data): raise OSError(f"only {taken} of {len(data)} bytes were written")
+        if self._torn: data = b"\n" + data
+        taken = os.write(self._fd, data)
+        self._torn = taken != len(data)
+        if self._torn: raise OSError(f"only {taken} of {len(data)} bytes were written")
 
     def close(self) -> None: os.close(self._fd)
 
@@ -94,7 +97,7 @@ class PredictionLog:
     def __init__(self, ctx: Any, # a Context; only its settings are used here
                  environment: str):
         self.environment, self.folder = environment, ctx.settings.path("log", environment)
-        self._open: dict[Path, AppendFile] = {}
+        self._open: dict[str, AppendFile] = {}
         self._guard = threading.Lock()
 
     def append(self, lines: Iterable[Mapping]) -> int:
@@ -109,14 +112,18 @@ class PredictionLog:
         days: dict[str, list[bytes]] = defaultdict(list)
         for line in lines: days[line["at"][:10]].append(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
         with self._guard:
-            for day, found in days.items(): self._file(self.folder / f"{prefix}{day}.jsonl").append(b"".join(found))
+            for day, found in days.items():
+                try: self._file(prefix + day).append(b"".join(found))
+                except OSError:  # opened again by the next append: by then it may be another file, on another disk
+                    if (failed := self._open.pop(prefix + day, None)) is not None: failed.close()
+                    raise
         return sum(map(len, days.values()))
 
-    def _file(self, path: Path) -> AppendFile:
-        if path not in self._open:
+    def _file(self, name: str) -> AppendFile:
+        if name not in self._open:
             while len(self._open) >= 8: self._open.pop(next(iter(self._open))).close()
-            self._open[path] = AppendFile(path)
-        return self._open[path]
+            self._open[name] = AppendFile(self.folder / f"{name}.jsonl")
+        return self._open[name]
 
     def close(self) -> None:
         "Close the files; the next append opens them again."

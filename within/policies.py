@@ -7,8 +7,8 @@ __all__ = ['Share', 'Percentage', 'Duration', 'Name', 'Count', 'Seed', 'SUITES',
            'MinimumPolicy', 'TrainingPolicy', 'TrainingResources', 'SearchPolicy', 'Limit', 'GatePolicy',
            'RollbackTrigger', 'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy',
            'ReleasePolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated', 'load_policy',
-           'models_configured', 'policy_digest', 'adjusted', 'EnvironmentPolicy', 'ChannelPolicy', 'Environments',
-           'Alerts', 'load_environments', 'load_alerts']
+           'models_configured', 'policy_digest', 'adjusted', 'BatchingPolicy', 'EnvironmentPolicy', 'ChannelPolicy',
+           'Environments', 'Alerts', 'load_environments', 'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
 import hashlib
@@ -312,11 +312,24 @@ def adjusted(policy: ModelPolicy, changes: Mapping[str, Any]) -> ModelPolicy:
     return validated(ModelPolicy, data, Path("--set"), {})
 
 # %% ../nbs/lib/030_policies.ipynb #dff557f4
+class BatchingPolicy(Policy):
+    "How rows are put together for a host, and how long one may wait."
+    rows: Annotated[int, Field(ge=1, le=10_000)] = 256               # most rows of a batch
+    work_ms: Annotated[float, Field(gt=0, le=60_000)] = 100.0        # a batch has no more rows than the host answers in about this time
+    wait_ms: Annotated[float, Field(ge=0, le=1_000)] = 1.0           # most that a row waits for others to join it; a lone one never does
+    patience_ms: Annotated[float, Field(ge=1, le=600_000)] = 2_000.0 # a row of the default version has an answer or an error after so long
+    fallback_ms: Annotated[float, Field(ge=1, le=600_000)] = 500.0   # a row of another version then goes to the default
+    fence_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0           # how long such a version gets nothing afterwards, at first
+    copies: Annotated[int, Field(ge=1, le=10_000)] = 32              # most rows of a shadow's batch
+    copies_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 10.0  # a shadow's rows wait so long for others: nobody waits for them
+
+
 class EnvironmentPolicy(Policy):
     "A place for deployments."
     description: str = ""
     needs_approval: bool = True    # do users see its answers?
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # 0: any free port of 127.0.0.1
+    batching: BatchingPolicy = BatchingPolicy()
 
 
 class ChannelPolicy(Policy):

@@ -47,7 +47,7 @@ OBSERVATIONS = sa.Table("observations", METADATA, sa.Column("seq", Int, primary_
                         sa.Column("labels", Text, nullable=False), sa.Index("observed", "subject", "metric", "at"))
 
 # %% ../nbs/lib/110_store.ipynb #c5730b56
-KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence"})
+KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence", "token"})
 
 
 @dataclass(frozen=True)
