@@ -167,7 +167,7 @@ def read_json(body: bytes, kinds: tuple[type, ...] = (dict,)) -> Any:
         if b"NaN" not in body and b"Infinity" not in body and "infinity" not in str(e): raise Refused(f"the body is not JSON: {e}") from None
         found = _slowly(body, e)
     else:
-        if body.count(b'"') != orjson.dumps(found).count(b'"') or b"\\u0022" in body: _slowly(body, None)
+        if body.count(b'"') != orjson.dumps(found).count(b'"') or (b"\\" in body and b"\\u0022" in body): _slowly(body, None)
     if not isinstance(found, kinds): raise Refused(f"the body is a JSON {'object' if dict in kinds else 'list'}, not {type(found).__name__}")
     return found
 

@@ -351,7 +351,7 @@ async def answered(gateway: Gateway, read: Callable[..., Question], model: str |
     if version is not None: followed = pinned(followed, version)
     asked = read(followed.columns, followed.kinds)
     place.take(rows=len(asked.records))
-    asked.ignored = check_records(asked.records, followed.kinds)
+    asked.ignored = check_records(asked.records, followed.kinds, asked.nan_is_null)
     answering = gateway.predictor.answer(followed, asked, at)
     await answering.future
     if answering.failed: raise Refused(f"{followed.route.model} {followed.route.default} cannot answer: {answering.failed}", 503)

@@ -45,13 +45,14 @@ def _split(given: Any) -> list[dict]:
     if not isinstance(given, dict) or not isinstance(given.get("columns"), list) or not isinstance(given.get("data"), list):
         raise Refused("dataframe_split: an object with columns and data, both lists", field="dataframe_split")
     names = given["columns"]
-    if not all(isinstance(n, str) for n in names): raise Refused("dataframe_split.columns: feature names, which are texts", field="dataframe_split")
+    if names and set(map(type, names)) != {str}: raise Refused("dataframe_split.columns: feature names, which are texts", field="dataframe_split")
     if len(set(names)) < len(names):
         raise Refused(f"dataframe_split.columns: {next(n for n in names if names.count(n) > 1)[:80]!r} is given twice", field="dataframe_split")
-    rows = [r if isinstance(r, list) or len(names) > 1 else [r] for r in given["data"]]
+    rows, n = given["data"], len(names)
+    if n == 1: rows = [r if isinstance(r, list) else [r] for r in rows]
     for i, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != len(names):
-            raise Refused(f"dataframe_split.data: row {i} has {len(row) if isinstance(row, list) else 'no list of'} values, {len(names)} are needed",
+        if not isinstance(row, list) or len(row) != n:
+            raise Refused(f"dataframe_split.data: row {i} has {len(row) if isinstance(row, list) else 'no list of'} values, {n} are needed",
                           field="dataframe_split", row=i)
     return [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -71,7 +72,8 @@ def _cell(text: str, kind: str | None) -> Any:
     if kind != "number": return text or None
     if text.strip() in MISSING: return None
     if text.strip().lower() in ("true", "false"): return text.strip().lower() == "true"
-    try: return text if "_" in text else float(text)
+    if "_" in text: return text
+    try: return float(text)
     except ValueError: return text   # refused where kinds are checked, with its name and row
 
 

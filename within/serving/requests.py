@@ -30,7 +30,8 @@ class Question:
     units: list[str]     # one a row
     segments: dict = field(default_factory=dict)
     model: str | None = None
-    ignored: list[str] = field(default_factory=list)  # fields that no version knows
+    ignored: Sequence[str] = ()      # fields that no version knows
+    nan_is_null: bool = False        # whether a NaN is a missing value
 
 
 LONGEST = 200  # characters of an id or a unit
@@ -68,7 +69,8 @@ def question(records: list[dict], id: Any, parameters: Any) -> Question:
     if not isinstance(parameters, dict): raise Refused(f"parameters: an object, given {parameters!r:.60}", field="parameters")
     id, rows = id or f"{_PROCESS}{next(_COUNT):08x}", len(records)
     units = _texts("unit", parameters["unit"], rows) if parameters.get("unit") not in (None, "") else [id] * rows
-    return Question(id, records, _ids(parameters.get("ids"), id, rows), units, _segments(parameters.get("segments") or {}), parameters.get("model"))
+    segments = _segments(parameters["segments"]) if parameters.get("segments") else {}
+    return Question(id, records, _ids(parameters.get("ids"), id, rows), units, segments, parameters.get("model"))
 
 # %% ../../nbs/lib/447_serving.requests.ipynb #ca1b0bf9
 def rows_of(columns: Mapping[str, Sequence]) -> list[dict]:
@@ -92,14 +94,12 @@ def read_invocations(given: bytes | Mapping, # the body, or what `open_invocatio
                      features: Sequence[str] = (), kinds: Mapping[str, str] | None = None) -> Question:
     "A question from `POST /invocations`; raises `Refused`. A `NaN` is a missing value there, as MLflow's client means it."
     data = open_invocations(given) if isinstance(given, bytes) else given
-    records = records_of(data, features, kinds)
-    for record in records:
-        for name, value in record.items():
-            if value != value: record[name] = None
-    return question(records, data.get("id"), data.get("params"))
+    found = question(records_of(data, features, kinds), data.get("id"), data.get("params"))
+    found.nan_is_null = True
+    return found
 
 # %% ../../nbs/lib/447_serving.requests.ipynb #7bd81ad3
-_TAKES = {"number": (float, int, bool), "category": (str,), "text": (str,)}
+_TAKES = {"number": {float, int, bool}, "category": {str}, "text": {str}}
 MOST_IGNORED = 50  # different fields of one request
 
 
@@ -123,14 +123,17 @@ def _strangers(record: dict, kinds: Mapping[str, str], row: int, known: set[str]
 
 
 def check_records(records: Sequence[dict], # as they came; unknown fields are taken out
-                  kinds: Mapping[str, str] # feature name -> "number", "category" or "text"
+                  kinds: Mapping[str, str], # feature name -> "number", "category" or "text"; empty: anything goes
+                  nan_is_null: bool = False # whether a NaN becomes a null
                   ) -> list[str]: # the unknown fields, sorted
     "Raises `Refused` (422) naming the field and row when a value is not of its feature's kind."
+    if not kinds: return []
     ignored: set[str] = set()
     for i, record in enumerate(records):
-        if kinds and not record.keys() <= kinds.keys(): _strangers(record, kinds, i, ignored)
-        if kinds and not record: raise Refused(f"row {i} has none of the model's features, such as {', '.join(list(kinds)[:4])}", 422, row=i)
+        if not record or not record.keys() <= kinds.keys(): _strangers(record, kinds, i, ignored)
         for name, value in record.items():
-            if value is None or (kind := kinds.get(name)) is None: continue
-            if type(value) not in _TAKES[kind] or (kind == "number" and value - value != 0): _refuse(name, value, kind, i)
+            if type(value) is float and value - value != 0:   # nan or an infinity
+                if value == value or not nan_is_null or kinds[name] != "number": _refuse(name, value, kinds[name], i)
+                record[name] = None
+            elif value is not None and type(value) not in _TAKES[kinds[name]]: _refuse(name, value, kinds[name], i)
     return sorted(n[:LONGEST] for n in ignored)
