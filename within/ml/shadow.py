@@ -125,7 +125,8 @@ def calibration_verdict(found: dict | None, policy: ModelPolicy) -> Verdict:
     told = f"the shadow's mean answer is off by {found['shadow_bias']:+.2f}, the live one's by {found['live_bias']:+.2f}: "
     by = f"{found['shift']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}) standard deviations farther off"
     end = f", {'' if found['low'] > limit else 'not '}shown to be above {limit:g}"
-    return Verdict(gate, Phase.FAILED if found["low"] > limit else Phase.PASSED, told + by + end, found["shift"], found["low"], found["high"], limit, found["rows"])
+    phase = Phase.FAILED if found["low"] > limit else Phase.PASSED
+    return Verdict(gate, phase, told + by + end, found["shift"], found["low"], found["high"], limit, found["rows"])
 
 
 def rank_verdict(found: dict | None, policy: ModelPolicy) -> Verdict:
