@@ -128,6 +128,9 @@ class RollbackTrigger(Policy):
 class ShadowPolicy(Policy):
     percentage: Percentage = 100
     duration: Duration = "7d"
+    calibration_shift: Annotated[float, Field(gt=0, le=100)] = 0.25   # farther off than live on average, in sd of the outcome
+    disagreement: Share | None = None       # of a segment's answers, on the other side of the score threshold; None: shown and not judged
+    rank_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None   # at least; None: shown and not judged
 
 
 class MetricPolicy(Policy):
@@ -162,6 +165,7 @@ class ReleasePolicy(Policy):
     "From staging to all traffic."
     staging_environment: Name = "staging"
     environment: Name = "production"
+    keep_warm: Duration = "1h"                # how long the host of a version that was replaced stays up
     resources: ResourcePolicy = ResourcePolicy()
     integration_suite: Name = "integration"
     requests_per_day: Count = 3000          # replayed traffic of a dataset that has none of its own

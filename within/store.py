@@ -236,17 +236,30 @@ class ModelVersions(ClockRow):
         return h[-1]["version"] if (h := self.alias_history(name, alias)) else None
 
 # %% ../nbs/lib/110_store.ipynb #482ab9d1
+def _chained(c: sa.Connection, entry: Mapping[str, str], digest: Any) -> dict:
+    last = c.execute(sa.select(LEDGER.c.seq, LEDGER.c.hash).order_by(LEDGER.c.seq.desc()).limit(1)).first()
+    row = {**entry, "seq": last.seq + 1 if last else 1, "previous": last.hash if last else "0" * 64}
+    row["hash"] = digest(row)
+    c.execute(LEDGER.insert().values(**row))
+    return row
+
+
 class Store(ModelVersions):
     "The whole store; open one through `within.context.Context`."
 
     def append_ledger(self, entry: Mapping[str, str], digest: Any) -> dict:
         "Append an entry (at, kind, subject, actor, body as text); `digest(row)` hashes it with `seq` and `previous` filled in."
+        with self.transaction() as c: return _chained(c, entry, digest)
+
+    def commit(self, rows: Iterable[tuple[str, str, Mapping, int | None]], entries: Iterable[Mapping[str, str]], digest: Any,
+               aliases: Iterable[tuple[str, str, str, str]] = (), at: datetime | None = None) -> list[int]:
+        "State rows, ledger entries and aliases (name, alias, version, by) in one transaction, all or none. Returns the rows' revisions; raises `Conflict`."
         with self.transaction() as c:
-            last = c.execute(sa.select(LEDGER.c.seq, LEDGER.c.hash).order_by(LEDGER.c.seq.desc()).limit(1)).first()
-            row = {**entry, "seq": last.seq + 1 if last else 1, "previous": last.hash if last else "0" * 64}
-            row["hash"] = digest(row)
-            c.execute(LEDGER.insert().values(**row))
-        return row
+            when = at or _clock_time(c)
+            found = [_put(c, k, i, b, r, when) for k, i, b, r in rows]
+            for n, a, v, by in aliases: c.execute(ALIASES.insert().values(name=n, alias=a, version=v, at=iso(when), by=by))
+            for entry in entries: _chained(c, entry, digest)
+        return found
 
     def ledger_rows(self) -> list[dict]:
         "Every entry as stored, in order."
