@@ -6,7 +6,7 @@
 __all__ = ['MOST_HOLDS', 'LOOKS', 'last_experiment', 'standing', 'require_good_standing', 'observe', 'read_rollout',
            'wanted_route', 'is_ours', 'Taken', 'decided', 'take_step', 'record_step', 'require_way_back',
            'begin_rollout', 'first_share', 'run_rollout', 'conclude_rollout', 'made_default', 'report_shadow',
-           'check_triggers', 'recover', 'WaysBack', 'ModelDeployer']
+           'check_triggers', 'recover', 'checked_triggers', 'WaysBack', 'ModelDeployer']
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #e29e4bd8
 import time
@@ -348,6 +348,12 @@ def _confirmed(ctx: Context, d: Deployment, by: str) -> str:
     return f"the rollback of {d.id} to {intent['target']} was confirmed after an interruption"
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #10b1371e
+def checked_triggers(given: Any) -> tuple[Trigger, ...]:
+    "Triggers from a mapping or a list; raises `InvalidInput` for anything else."
+    if isinstance(given, str) or not isinstance(given, Iterable): raise InvalidInput(f"triggers are a list or a mapping of metrics, given {given!r:.80}")
+    return triggers_from(given)
+
+
 class WaysBack:
     "Going back: rehearsed, by hand, or when a trigger trips."
 
@@ -359,7 +365,7 @@ class WaysBack:
     def configure_rollback_triggers(self, deployment_id: str, triggers: Iterable[Any] | Mapping, by: str | None = None) -> Deployment:
         "Watch a deployment from now on; `check_rollback_triggers` acts."
         found, _ = find_deployment(self.ctx, deployment_id)
-        watched = replace(found, triggers=triggers_from(triggers), triggers_since=self.ctx.now())
+        watched = replace(found, triggers=checked_triggers(triggers), triggers_since=self.ctx.now())
         return save_deployment(self.ctx, watched, "triggers configured", checked_person(self.ctx, by))
 
     def check_rollback_triggers(self, deployment_id: str, by: str | None = None) -> Decision:
@@ -418,7 +424,7 @@ class ModelDeployer(WaysBack):
         given = {"initial_percentage": initial_percentage, "increment": increment, "max_percentage": max_percentage}
         told = {k: checked_percentage(getattr(policy.release.rollout, k) if v is None else v, k) for k, v in given.items()}
         told["interval"] = policy.release.rollout.interval if interval is None else interval
-        triggers = triggers_from(policy.release.rollout.rollback_triggers if rollback_triggers is None else rollback_triggers)
+        triggers = checked_triggers(policy.release.rollout.rollback_triggers if rollback_triggers is None else rollback_triggers)
         return begin_rollout(self.ctx, info, by, **told, triggers=triggers, minimum=policy.release.rollout.minimum_requests, alpha=policy.alpha)
 
     def finalize_deployment(self, rollout_id: str, make_default: bool = True, by: str | None = None) -> Deployment:

@@ -35,7 +35,7 @@ from ..serving.supervisor import ask_kept, gateway_url, last_lines, memory_bytes
 from ..serving.wire import Frames, ask, frame, host_socket, published
 from ..verdicts import Record
 from ..windows import parse_duration
-from .integration import known_rows, own_outputs
+from .integration import own_outputs, rows_to_ask
 from .rollouts import Trigger, triggers_from
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #38573a36
@@ -368,7 +368,7 @@ def known_answers(ctx: Context, info: ModelInfo, rows: int = 100) -> tuple[list[
     began = time.perf_counter()
     model = ModelRegistry(ctx).load(info.name, info.version)  # its digest is checked before a byte is parsed
     taken = round(time.perf_counter() - began, 4)
-    known = known_rows(ctx, info, list(model.features), rows)
+    known = rows_to_ask(ctx, info, model, rows)
     return known, own_outputs(model, known), taken
 
 
