@@ -33,8 +33,8 @@ def late_share(age: float | np.ndarray, scale: float) -> np.ndarray:
 def start_weights(ages: Sequence[float], scale: float, finished: int = 0, steps: int = 1) -> np.ndarray:
     """Purse of a start just before each point, float[finished + len(ages) + 1]; their sum is below 1.
 
-    The points are the ends of the `finished` steps (of `steps` planned), then the ticks of the running one, by age, and now. Half of the purse is put down at the very
-    beginning. The other half is divided evenly among the steps: half of a step's for its own beginning, half for its ticks."""
+    The points are the ends of the `finished` steps (of `steps` planned), then the ticks of the running one, by age, and now. Half of the purse is put down at
+    the very beginning. The other half is divided evenly among the steps: half of a step's for its own beginning, half for its ticks."""
     steps, a_step = max(steps, finished + 1), 0.5 / max(steps, finished + 1)
     ticks = 0.5 * a_step * np.diff(late_share(np.asarray([0.0, *ages], float), scale))
     weights = np.concatenate([np.full(finished + 1, 0.5 * a_step), np.maximum(ticks, 0.0)])
@@ -49,12 +49,12 @@ def checked_counts(k: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if not k.ndim or not k.shape[-1]: raise InvalidInput("k and n have at least one point")
     good = np.isfinite(k).all() and np.isfinite(n).all()
     dk, dn = (np.diff(x, axis=-1, prepend=0.0) for x in (k, n)) if good else (k, n)
-    if not good or (dk < 0).any() or (dk > dn).any(): raise InvalidInput("k and n are cumulative counts: finite, never falling, and k never grows by more than n")
+    if not good or (dk < 0).any() or (dk > dn).any(): raise InvalidInput("k and n are cumulative counts: finite, never falling, k by no more than n")
     return k, n
 
 
 def log_evidence(limit: float, k: np.ndarray, n: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    "Logarithm of the evidence that the share was above `limit` (0..1) somewhere before each point, from cumulative counts float[..., points]; log(1/alpha) convicts."
+    "Logarithm of the evidence that the share passed `limit` (0..1) somewhere before each point, of cumulative counts float[..., points]; log(1/alpha) convicts."
     (k, n), out = checked_counts(k, n), -np.inf
     with np.errstate(divide="ignore"): purse = np.log(np.asarray(weights, float))
     if limit == 0: return np.where(k > 0, np.inf, np.logaddexp.accumulate(np.broadcast_to(purse, k.shape), axis=-1))
