@@ -18,10 +18,9 @@ from .sequential import checked_alpha
 MULTIPLES = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)   # of the limit's odds
 
 
-def bet(limit: float, k: np.ndarray, n: np.ndarray, multiple: float) -> np.ndarray:
-    "Logarithm of the money after `k` bad of `n`, starting with 1, for one suspicion. Against a limit of 0 one bad request proves everything."
-    money = k * math.log(multiple) - n * math.log1p((multiple - 1) * limit)
-    return np.where(np.asarray(k) > 0, np.inf, money) if limit == 0 else money
+def bet(limit: float | np.ndarray, k: np.ndarray, n: np.ndarray, multiple: float) -> np.ndarray:
+    "Logarithm of the money after `k` bad of `n`, starting with 1, for one suspicion."
+    return k * math.log(multiple) - n * np.log1p((multiple - 1) * limit)
 
 # %% ../../nbs/lib/025_stats.changes.ipynb #9c5d355e
 def late_share(age: float | np.ndarray, scale: float) -> np.ndarray:
@@ -53,16 +52,15 @@ def checked_counts(k: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return k, n
 
 
-def log_evidence(limit: float, k: np.ndarray, n: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    "Logarithm of the evidence that the share passed `limit` (0..1) somewhere before each point, of cumulative counts float[..., points]; log(1/alpha) convicts."
-    (k, n), out = checked_counts(k, n), -np.inf
+def log_evidence(limit: float | np.ndarray, k: np.ndarray, n: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    "Logarithm of the evidence that the share passed `limit` (0..1) somewhere before each point; log(1/alpha) convicts. Cumulative counts float[..., points]."
+    (k, n), limit, out = checked_counts(k, n), np.asarray(limit, float), -np.inf
     with np.errstate(divide="ignore"): purse = np.log(np.asarray(weights, float))
-    if limit == 0: return np.where(k > 0, np.inf, np.logaddexp.accumulate(np.broadcast_to(purse, k.shape), axis=-1))
     for multiple in MULTIPLES:
         money = bet(limit, k, n, multiple)
         before = np.concatenate([np.zeros_like(money[..., :1]), money[..., :-1]], axis=-1)
         out = np.logaddexp(out, money + np.logaddexp.accumulate(purse - before, axis=-1))
-    return out - math.log(len(MULTIPLES))
+    return np.where((limit == 0) & (k > 0), np.inf, out - math.log(len(MULTIPLES)))
 
 # %% ../../nbs/lib/025_stats.changes.ipynb #eafb051b
 def worst_start(limit: float, k: np.ndarray, n: np.ndarray, weights: np.ndarray, at: int) -> int:
@@ -77,8 +75,10 @@ def worst_start(limit: float, k: np.ndarray, n: np.ndarray, weights: np.ndarray,
 def share_above(k: np.ndarray, n: np.ndarray, weights: np.ndarray, alpha: float) -> float:
     "The highest limit (0..1) that the evidence breaks at some point, at error probability alpha; 0 when it breaks none. Counts float[points]."
     needed, low, high = -math.log(checked_alpha(alpha)), 0.0, 1.0
-    if not (log_evidence(0.0, k, n, weights) >= needed).any(): return 0.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (log_evidence(middle, k, n, weights) >= needed).any() else (low, middle)
-    return low
+    for _ in range(8):   # each time into sixteen parts
+        limits = np.linspace(low, high, 17)
+        broken = (log_evidence(limits[:, None], k, n, weights) >= needed).any(axis=-1)
+        if not broken[0]: return 0.0
+        last = min(int(np.argmin(broken)), 16) if not broken.all() else 16
+        low, high = limits[max(0, last - 1)], limits[last]
+    return float(low)
