@@ -26,9 +26,9 @@ def open_invocations(body: bytes, media: str = MEDIA[0]) -> dict:
     data = read_json(body, (dict, list))
     if isinstance(data, list): return {"dataframe_records": data}
     forms = [f for f in FORMS[:4] if f in data]
+    if len(forms) == 1: return data
     said = ", ".join(forms or [repr(k[:80]) for k in list(data)[:4]]) or "none"
-    if len(forms) != 1: raise Refused(f"exactly one of {', '.join(FORMS[:4])} is needed, given {said}")
-    return data
+    raise Refused(f"exactly one of {', '.join(FORMS[:4])} is needed, given {said}")
 
 # %% ../../nbs/lib/439_serving.mlflow_shapes.ipynb #6d82ceda
 def _by_position(form: str, rows: list, features: Sequence[str]) -> list[dict]:
@@ -46,15 +46,16 @@ def _split(given: Any) -> list[dict]:
         raise Refused("dataframe_split: an object with columns and data, both lists", field="dataframe_split")
     names = given["columns"]
     if names and set(map(type, names)) != {str}: raise Refused("dataframe_split.columns: feature names, which are texts", field="dataframe_split")
-    if len(set(names)) < len(names):
-        raise Refused(f"dataframe_split.columns: {next(n for n in names if names.count(n) > 1)[:80]!r} is given twice", field="dataframe_split")
     rows, n = given["data"], len(names)
     if n == 1: rows = [r if isinstance(r, list) else [r] for r in rows]
     for i, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != n:
             raise Refused(f"dataframe_split.data: row {i} has {len(row) if isinstance(row, list) else 'no list of'} values, {n} are needed",
                           field="dataframe_split", row=i)
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    if found and len(found[0]) < n:
+        raise Refused(f"dataframe_split.columns: {next(n for n in names if names.count(n) > 1)[:80]!r} is given twice", field="dataframe_split")
+    return found
 
 
 def _columns(form: str, given: dict) -> list[dict]:

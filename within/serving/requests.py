@@ -130,10 +130,14 @@ def check_records(records: Sequence[dict], # as they came; unknown fields are ta
     if not kinds: return []
     ignored: set[str] = set()
     for i, record in enumerate(records):
-        if not record or not record.keys() <= kinds.keys(): _strangers(record, kinds, i, ignored)
+        strange = not record
         for name, value in record.items():
-            if type(value) is float and value - value != 0:   # nan or an infinity
-                if value == value or not nan_is_null or kinds[name] != "number": _refuse(name, value, kinds[name], i)
+            kind, given = kinds.get(name), type(value)
+            if kind is None: strange = True
+            elif given is float and kind == "number":
+                if value - value == 0: continue
+                if value == value or not nan_is_null: _refuse(name, value, kind, i)   # an infinity, or a NaN that is none of MLflow's
                 record[name] = None
-            elif value is not None and type(value) not in _TAKES[kinds[name]]: _refuse(name, value, kinds[name], i)
+            elif value is not None and given not in _TAKES[kind]: _refuse(name, value, kind, i)
+        if strange: _strangers(record, kinds, i, ignored)
     return sorted(n[:LONGEST] for n in ignored)

@@ -92,12 +92,17 @@ def one_tensor(tensor: Any) -> tuple[str, list, int]: # name, values row by row,
     return name, data, math.prod(shape[1:])
 
 # %% ../../nbs/lib/438_serving.tensors.ipynb #e1e904db
-def _usual(tensor: Any) -> str | None:
-    "The name of a flat tensor that is plainly well formed; None sends it through every check."
-    if type(tensor) is not dict or len(tensor) != 4: return None
-    name, data, datatype = tensor.get("name"), tensor.get("data"), tensor.get("datatype")
-    fine = type(name) is str and type(data) is list and tensor.get("shape") == [len(data)] and type(datatype) is str and datatype in DATATYPES
-    return name if fine and 0 < len(data) <= LIMITS.rows else None
+def _usual(inputs: list, most: int = LIMITS.rows) -> dict[str, list] | None:
+    "The columns when every tensor is flat and plainly well formed; None sends them through every check."
+    found = {}
+    try:
+        for tensor in inputs:
+            data = tensor["data"]
+            if type(data) is not list or tensor["shape"] != [len(data)] or tensor["datatype"] not in DATATYPES: return None
+            if len(tensor) != 4 or len(data) > most: return None
+            found[tensor["name"]] = data
+    except (KeyError, TypeError): return None
+    return found if len(found) == len(inputs) and set(map(type, found)) == {str} else None
 
 
 def columns_of(inputs: Any, # of the request
@@ -105,11 +110,9 @@ def columns_of(inputs: Any, # of the request
                ) -> dict[str, list]: # feature name -> its values
     "Every feature's values; raises `Refused`."
     if not isinstance(inputs, list) or not inputs: raise Refused("inputs: a list of tensors, one a feature")
+    if len(features) != 1 and (usual := _usual(inputs)) is not None: return usual
     found: dict[str, list] = {}
     for tensor in inputs:
-        if (usual := _usual(tensor)) is not None and len(features) != 1 and usual not in found:
-            found[usual] = tensor["data"]
-            continue
         name, values, width = one_tensor(tensor)
         if width == 1 and (len(features) != 1 or len(inputs) > 1 or name in features): columns = {name: values}
         elif width == len(features) and len(inputs) == 1 and name not in features: columns = {f: values[i::width] for i, f in enumerate(features)}
