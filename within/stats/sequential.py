@@ -9,7 +9,7 @@ __all__ = ['BURN_IN', 'proportion_confseq', 'checked_alpha', 'boundary', 'mean_d
 import math
 
 import numpy as np
-from scipy.special import betaln
+from scipy.special import betaln, xlog1py, xlogy
 from scipy.stats import chi2
 
 from ..errors import InvalidInput, unknown
@@ -17,9 +17,7 @@ from ..errors import InvalidInput, unknown
 # %% ../../nbs/lib/024_stats.sequential.ipynb #1be1e034
 def _wealth_log(p: np.ndarray, k: np.ndarray, n: np.ndarray, a: float = 0.5) -> np.ndarray:
     """Logarithm of the mixture martingale against the share `p`, prior Beta(a, a)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        loss = np.where(k > 0, k * np.log(p), 0.0) + np.where(n > k, (n - k) * np.log1p(-p), 0.0)
-    return betaln(a + k, a + n - k) - betaln(a, a) - loss
+    return betaln(a + k, a + n - k) - betaln(a, a) - xlogy(k, p) - xlog1py(n - k, -p)
 
 # %% ../../nbs/lib/024_stats.sequential.ipynb #dff1ad33
 def proportion_confseq(k, n, alpha: float = 0.05):
@@ -30,16 +28,14 @@ def proportion_confseq(k, n, alpha: float = 0.05):
     k, n = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
     if not ((k >= 0) & (k <= n) & np.isfinite(n)).all():
         raise InvalidInput("k and n must be finite with 0 <= k <= n at every look")
-    middle = np.divide(k, n, out=np.full(n.shape, 0.5), where=n > 0)
-    ends = []
-    for far in (0.0, 1.0):
-        inside, outside = middle.copy(), np.full(n.shape, far)
-        for _ in range(60):
-            half = (inside + outside) / 2
-            kept = _wealth_log(half, k, n) < -math.log(alpha)
-            inside, outside = np.where(kept, half, inside), np.where(kept, outside, half)
-        ends.append(outside if n.ndim else float(outside))
-    return tuple(ends)
+    inside = np.stack([np.divide(k, n, out=np.full(n.shape, 0.5), where=n > 0)] * 2)
+    outside = np.stack([np.zeros(n.shape), np.ones(n.shape)])
+    most = betaln(0.5 + k, 0.5 + n - k) - betaln(0.5, 0.5) + math.log(alpha)   # the wealth passes 1/alpha where the likelihood is below it
+    for _ in range(60):
+        half = (inside + outside) / 2
+        kept = most < xlogy(k, half) + xlog1py(n - k, -half)
+        inside, outside = np.where(kept, half, inside), np.where(kept, outside, half)
+    return tuple(outside) if n.ndim else (float(outside[0]), float(outside[1]))
 
 def checked_alpha(alpha: float) -> float:
     """The error probability, if it lies strictly between 0 and 1."""
