@@ -130,18 +130,22 @@ def test_a_rollback_that_cannot_be_meant_changes_nothing(deployer, wrong):
 
 def test_a_target_that_was_tampered_with_is_passed_over_for_the_next_best(second):
     deployer, done = second
-    tamper(deployer.ctx, "1.0.0")
+    keep_broken(deployer.ctx, "1.3.0")
+    approve(deployer, f"{NAME}@1.3.0")
+    tamper(deployer.ctx, "1.3.0")
     with Users(gateway_url(deployer.ctx, "production"), 2) as users:
-        warm = deployer.rollback(done.id, reason="it is up and in memory")       # its host has what it loaded
-        assert warm.target_version == "1.0.0" and answered_by(deployer) == {"1.0.0"}
-        keep_broken(deployer.ctx, "1.3.0")
-        approve(deployer, f"{NAME}@1.3.0")
-        tamper(deployer.ctx, "1.3.0")
-        forth = deployer.rollback(done.id, reason="it was not the model", target_version="1.1.0")
         back = deployer.rollback(done.id, reason="asked for what was changed", target_version="1.3.0")
         again = deployer.rollback(done.id, reason="asked again", target_version="1.3.0")
-    assert forth.target_version == "1.1.0" and back.target_version == "1.0.0" and "1.3.0: the files of" in back.skipped[0]
-    assert again.already and again.target_version == "1.0.0" and not users.failed and answered_by(deployer) == {"1.0.0"}
+        tamper(deployer.ctx, "1.0.0")
+        forth = deployer.rollback(done.id, reason="it was not the model", target_version="1.1.0")
+    assert back.target_version == "1.0.0" and "1.3.0: the files of" in back.skipped[0] and again.already and again.target_version == "1.0.0"
+    assert forth.target_version == "1.1.0" and not users.failed and answered_by(deployer) == {"1.1.0"}
+
+
+def test_a_target_that_was_tampered_with_still_serves_while_its_host_is_up(second):
+    deployer, done = second
+    tamper(deployer.ctx, "1.0.0")
+    assert deployer.rollback(done.id, reason="its host has what it loaded").target_version == "1.0.0" and answered_by(deployer) == {"1.0.0"}
 
 
 @pytest.mark.slow
