@@ -140,9 +140,9 @@ class PredictionLog:
         "Predictions with since <= at < until, one row an id, model, version and role; `nested` adds `features` or `segments` as dicts."
         return _predictions(self, since, until, model, nested)
 
-    def feedback(self, kind: str, until=None) -> "pd.DataFrame":
-        "The last value of a kind for each id, as known at `until` (excluded)."
-        return _feedback(self, kind, until)
+    def feedback(self, kind: str, until=None, since=None) -> "pd.DataFrame":
+        "The last value of a kind for each id, as known at `until` (excluded); `since` leaves out the days before it."
+        return _feedback(self, kind, until, since)
 
     def matured(self, since=None, until=None, model: str | None = None, known_at=None) -> "pd.DataFrame":
         "Predictions of a window joined with the outcomes known at `known_at` (default: all that are there); columns `outcome`, `user_feedback`."

@@ -343,7 +343,7 @@ def scores(ctx: Context, info: ModelInfo, rows: list[dict], own: Any, tolerance:
     if fault := next((e for e in errors if e), None): raise ServingError(f"{info.id} cannot score a real row: {fault}")
     odd = [o for o in outputs if not isinstance(o, (int, float)) or not math.isfinite(o)]
     if odd: raise ServingError(f"{info.id} answers {odd[0]!r}, which is no finite number")
-    off = max(abs(o - w) / max(1.0, abs(w)) for o, w in zip(outputs, own, strict=True))
+    off = max(abs(o - float(w)) / max(1.0, abs(float(w))) for o, w in zip(outputs, own, strict=True))
     if not off <= tolerance: raise ServingError(f"{info.id} answers otherwise than the registered model: off by up to {off:.3g} on {len(rows)} real rows")
     return {"rows": len(rows), "difference": off, "score_s": round(time.perf_counter() - began, 4)}
 

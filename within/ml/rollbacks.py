@@ -65,8 +65,10 @@ def answered_here(ctx: Context, found: Deployment) -> list[Deployment]:
 def allowed(ctx: Context, found: Deployment, version: str) -> bool:
     "Whether users may see a version: it answered here before, or is approved, or nobody asks."
     if not environment_policy(ctx, found.environment).needs_approval: return True
-    if version in {found.previous, *(d.version for d in answered_here(ctx, found))}: return True
-    return ModelRegistry(ctx).approval(f"{found.model}@{version}") is not None
+    registry, released = ModelRegistry(ctx), found.environment == ctx.policy(found.model).release.environment
+    before = {t.version for t in registry.champions(found.model)} if released else set()
+    if version in {found.previous, *before, *(d.version for d in answered_here(ctx, found))}: return True
+    return registry.approval(f"{found.model}@{version}") is not None
 
 
 def ways_back(ctx: Context, found: Deployment, asked: str, left: str | None) -> Iterator[str]: # left: who answers now
