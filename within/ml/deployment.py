@@ -144,7 +144,7 @@ def decided(ctx: Context, state: RolloutState, now: datetime) -> Step:
         return Step(Action.ROLLBACK, replace(state, phase=Phase.FAILED, percentage=0.0, reason=reason), reason, step.verdicts)
     if phase is Phase.WAITING and step.action is not Action.WAIT:
         reason = f"waits for approval at {state.percentage:g} %: {why}"
-        return Step(Action.HOLD, replace(state, phase=Phase.WAITING, reason=reason), reason, step.verdicts)
+        return Step(Action.HOLD, replace(state, phase=Phase.WAITING if state.step else state.phase, reason=reason), reason, step.verdicts)
     return step
 
 
