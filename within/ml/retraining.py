@@ -7,7 +7,7 @@ __all__ = ['LEARNED_DAYS', 'WEEK', 'RECENT', 'ANALYSES', 'matured_rows', 'within
            'PerformanceAnalysis', 'reference_accuracy', 'VolumeAnalysis', 'daily_counts', 'training_window',
            'calendar_verdict', 'RetrainingDecision', 'concluded', 'RetrainingEvaluator', 'performance', 'declines',
            'reference_window', 'two_tables', 'drift', 'learned_drift', 'EstimateAnalysis', 'estimated_performance',
-           'volume', 'facts_of', 'drift_verdicts', 'decided', 'expected_improvement']
+           'lone_feature', 'volume', 'facts_of', 'drift_verdicts', 'decided', 'expected_improvement']
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #abb84cff
 import math
@@ -212,12 +212,9 @@ class RetrainingEvaluator:
 
     def analyze_correlation(self, reference_period: str | None = None, current_period: str = "rolling_90d") -> AssociationAnalysis:
         "Which pairs of features hang together otherwise than in the reference; a quarter by default, since a correlation needs many rows."
-        limit = self.policy.triggers.correlation_shift
-        if len(features := self.features()) < 2:
-            why = f"{' and '.join(features) or 'no column'} is the only feature: there is no pair whose relation could change"
-            return AssociationAnalysis((), Verdict("trigger.correlation", Phase.INCONCLUSIVE, why, threshold=limit))
+        if len(self.features()) < 2: return lone_feature(self)
         parts = two_tables(self, reference_period, parse_window(current_period, self.ctx.now()))
-        return fit_associations(parts[0], seed=self.ctx.seed).compare(parts[1], threshold=limit)
+        return fit_associations(parts[0], seed=self.ctx.seed).compare(parts[1], threshold=self.policy.triggers.correlation_shift)
 
     def analyze_multivariate(self, reference_period: str | None = None, current_period: str = "last_30_days") -> DomainAnalysis:
         "Whether a classifier tells today's rows from the reference's, by all features together."
@@ -332,6 +329,12 @@ def estimated_performance(e: RetrainingEvaluator, window: Window) -> EstimateAna
     return EstimateAnalysis(e.model_name, info.version, now, tuple(said), estimate_verdict(now, then, then_se, e.policy.triggers.accuracy_drop, said))
 
 # %% ../../nbs/lib/500_ml.retraining.ipynb #2ae24edc
+def lone_feature(e: RetrainingEvaluator) -> AssociationAnalysis:
+    "What is said of relations where there is no pair of features."
+    why = f"{' and '.join(e.features()) or 'no column'} is the only feature: there is no pair whose relation could change"
+    return AssociationAnalysis((), Verdict("trigger.correlation", Phase.INCONCLUSIVE, why, threshold=e.policy.triggers.correlation_shift))
+
+
 def volume(e: RetrainingEvaluator, window: Window) -> VolumeAnalysis:
     "See `RetrainingEvaluator.analyze_volume`."
     table, trained = e.ctx.warehouse.table(e.dataset), training_window(e.champion) if e.champion else None
