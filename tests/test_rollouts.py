@@ -302,11 +302,12 @@ def test_a_state_of_an_older_version_is_read():
 
 @pytest.mark.parametrize("wrong", [
     {"phase": "done"}, {"phase": None}, {"phase": []}, {"phase": "pending"}, {"phase": "failed"}, {"percentage": None}, {"percentage": "10"},
-    {"percentage": 1e308}, {"percentage": -1}, {"percentage": 0}, {"step": 0}, {"step": 1.5}, {"step": 10**9}, {"holds": -1}, {"holds": True}, {"step_started_at": None},
-    {"step_started_at": "x"}, {"step_started_at": 7}, {"minimum": "100"}, {"alpha": 0}, {"alpha": "x"}, {"interval": 3}, {"interval": "0d"},
-    {"increment": 1e-300}, {"increment": float("nan")}, {"triggers": None}, {"triggers": [3]}, {"triggers": "error_rate"}, {"triggers": {"error_rate": None}}, {"asking": "money"},
-    {"asking": []}, {"paused": "no"}, {"earlier": 3}, {"earlier": [[["error_rate", 5, 3]]]}, {"earlier": [["error_rate"]]}, {"earlier": None},
-    {"previous": None}, {"version": ""}, {"model": ["m"]}, {"max_holds": 0}, {"approve_from": "all"}, {"held_at": 3}])
+    {"percentage": 1e308}, {"percentage": -1}, {"percentage": 0}, {"step": 0}, {"step": 1.5}, {"step": 10**9}, {"holds": -1}, {"holds": True},
+    {"step_started_at": None}, {"step_started_at": "x"}, {"step_started_at": 7}, {"minimum": "100"}, {"alpha": 0}, {"alpha": "x"}, {"interval": 3},
+    {"interval": "0d"}, {"increment": 1e-300}, {"increment": float("nan")}, {"triggers": None}, {"triggers": [3]}, {"triggers": "error_rate"},
+    {"triggers": {"error_rate": None}}, {"asking": "money"}, {"asking": []}, {"paused": "no"}, {"earlier": 3}, {"earlier": [[["error_rate", 5, 3]]]},
+    {"earlier": [["error_rate"]]}, {"earlier": None}, {"previous": None}, {"version": ""}, {"model": ["m"]}, {"max_holds": 0}, {"approve_from": "all"},
+    {"held_at": 3}])
 def test_a_spoilt_state_is_refused_with_a_clear_error(wrong):
     with pytest.raises(InvalidInput) as e: RolloutState.from_dict({**RUNNING.to_dict(), **wrong})
     assert len(str(e.value)) > 15

@@ -150,7 +150,7 @@ def tripped(trigger: Trigger, seen: Observation, alpha: float, points: tuple[np.
     if trigger.direction == "below": k, low, high = n - k, 1 - high, min(1 - low, math.nextafter(trigger.limit, -1))
     times = [None] * (finished + 1) + [t[0] for t in seen.ticks]
     return {**found, "k": k, "n": n, "low": low, "high": high, "since": times[start], "step": start + 1 if start <= finished else None,
-            "until": seen.ticks[at - finished][0] if finished <= at < len(purse) - 1 else None}
+            "until": seen.ticks[at - finished][0] if finished <= at < len(purse) - 1 and rows[at] < rows[-1] else None}
 
 # %% ../../nbs/lib/600_ml.rollouts.ipynb #1e45559a
 def judge(trigger: Trigger, seen: Observation | None, minimum: int,
