@@ -18,12 +18,13 @@ from within.errors import Conflict, InvalidInput, NotApproved, NotDue, ServingEr
 from within.ledger import entries, verify
 from within.ml import placements
 from within.ml.base import BaselineModel, folder_digest
-from within.ml.deployment import ModelDeployer, find_deployment, take_step
+from within.ml.deployment import ModelDeployer, find_deployment, rollout_history, rollout_observations, take_step
 from within.ml.integration import Client, check_latency, run_suite
 from within.ml.placements import answering, deployments, host_ready
 from within.ml.registry import ModelRegistry
 from within.ml.shadow import clustered_share, compare_shadow
 from within.observations import PredictionLog
+from within.plots import rollout_picture, segment_picture
 from within.policies import adjusted
 from within.serving.routes import Share, change, current, living
 from within.serving.wire import ask
@@ -91,6 +92,8 @@ def test_a_shadow_is_compared_and_ends_with_its_time(deployer):
     assert shadow.status == "running" and answered_by(deployer) == {"1.0.0"}
     report = deployer.shadow_report(shadow.id)
     assert report.status is Phase.PASSED and report.rows == 600 + 40 and report.figures["matured"] > 100 and "sample" not in report.to_dict()
+    assert {"shadow.disagreement", "shadow.calibration", "shadow.rank", "shadow.latency"} <= {v.gate for v in report.verdicts}
+    assert {r["segment"] for r in report.segments} >= {"all", "platform"} and hasattr(segment_picture(report), "savefig")
     assert current(deployer.ctx, "production", NAME).shadows == () and find_deployment(deployer.ctx, shadow.id)[0].status == "passed"
     again = deployer.shadow_report(shadow.id)
     assert again.rows == report.rows and again.figures == report.figures or again.figures["matured"] >= report.figures["matured"]
@@ -102,6 +105,12 @@ def test_a_rollout_reaches_everybody_and_is_taken_back(deployer):
     assert rollout.percentage == 50 and answered_by(deployer) == {"1.0.0", "1.1.0"} and deployer.progressive_rollout(NEW, interval="2d").id == rollout.id
     done = deployer.finalize_deployment(rollout_id=rollout.id, make_default=True)
     assert done.status == "passed" and answered_by(deployer) == {"1.1.0"} and deployer.registry.champion(NAME).version == "1.1.0"
+    history, seen = rollout_history(deployer.ctx, rollout.id), rollout_observations(deployer.ctx, rollout.id)
+    assert history["action"].tolist() == ["start", "advance", "finish"] and history["percentage"].tolist() == [50, 100, 100]
+    assert history["by"].notna().all() and history["reason"].str.len().min() > 5
+    assert set(seen["metric"]) == {"error_rate", "latency_p95"} and (seen["k"] / seen["n"]).between(seen["low"], seen["high"]).all()
+    per_step = [g["n"].tolist() for _, g in seen[seen["metric"] == "error_rate"].groupby(seen["at"] > history["at"][1])]
+    assert len(per_step) == 2 and all(n == sorted(n) and n[-1] > 200 for n in per_step) and hasattr(rollout_picture(history, seen), "savefig")
     assert deployer.finalize_deployment(rollout_id=rollout.id).id == done.id
     deployer.configure_rollback_triggers(done.id, triggers=[{"metric": "error_rate", "threshold": 0.02, "window": "5m"},
                                                             {"metric": "accuracy", "threshold": 0.8, "window": "30m", "direction": "below"}])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'PHASE_COLOURS', 'SIGNS', 'png', 'blank', 'finished', 'forest',
            'drift_forest', 'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement',
-           'shadow_picture', 'experiment_picture', 'daily_picture', 'rollout_picture']
+           'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'rollout_picture']
 
 # %% ../nbs/lib/708_plots.ipynb #01a2d1e2
 import io
@@ -176,6 +176,15 @@ def daily_picture(rows: pd.DataFrame, # columns at and one more
     if known.empty: return "no rows yet"
     by_day = known.groupby(known["at"].dt.floor("D"))[column].mean()
     return lines({y: by_day.to_numpy()}, "day", y, over=list(by_day.index))
+
+# %% ../nbs/lib/708_plots.ipynb #752ac05f
+def segment_picture(report: Any, most: int = 14) -> Any:
+    "The disagreement of a shadow with the live version by segment, with intervals; a sentence while there are no pairs."
+    rows = list(getattr(report, "segments", ()))
+    if not rows: return "no pairs of answers yet"
+    names = [f"{r['segment']} {r['value']} ({r['rows']:,})".replace("all  ", "all ") for r in rows]
+    shares = [tuple(100 * r[k] for k in ("disagreement", "low", "high")) for r in rows]
+    return forest([(n, *s) for n, s in zip(names, shares, strict=True)], "answers on the other side of the threshold (%)", most=most)
 
 # %% ../nbs/lib/708_plots.ipynb #2bf72920
 SIGNS = {"start": ("o", BLUE), "advance": ("^", GREEN), "finish": ("*", GREEN), "hold": ("s", GREY), "pause": ("s", GREY), "ask": ("D", ORANGE),

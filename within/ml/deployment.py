@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['MOST_TICKS', 'LOOKS', 'last_experiment', 'standing', 'require_good_standing', 'counted', 'observe', 'read_rollout',
-           'wanted_route', 'is_ours', 'Taken', 'decided', 'take_step', 'record_step', 'obey', 'require_way_back',
-           'begin_rollout', 'first_share', 'run_rollout', 'conclude_rollout', 'made_default', 'report_shadow',
-           'check_triggers', 'recover', 'checked_triggers', 'WaysBack', 'ModelDeployer']
+           'wanted_route', 'is_ours', 'Taken', 'decided', 'take_step', 'record_step', 'obey', 'rollout_history',
+           'rollout_observations', 'require_way_back', 'begin_rollout', 'first_share', 'run_rollout',
+           'conclude_rollout', 'made_default', 'report_shadow', 'check_triggers', 'recover', 'checked_triggers',
+           'WaysBack', 'ModelDeployer']
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #e29e4bd8
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import Conflict, InvalidInput, NotApproved, ServingError, UnknownDeployment, unknown
-from ..ledger import append
+from ..ledger import append, entries
 from .registry import ModelInfo, ModelRegistry
 from ..observations import PredictionLog
 from ..serving.replayer import Replayer
 from ..serving.routes import Route, Share, as_withdrawn, current, routes
 from ..serving.supervisor import gateway_url
 from ..serving.wire import published
+from ..stats.sequential import proportion_confseq
 from ..verdicts import Decision, Phase, plain, worst
 from ..windows import parse_duration
 from .integration import IntegrationResult, run_suite
@@ -34,6 +36,9 @@ from .placements import (STRATEGIES, WARMING, Act, Deployment, abandoned, act, a
 from .rollbacks import Rehearsal, Rollback, confirm, go_back, rehearse, rehearse_rollback, roll_back, unfit, PATIENCE
 from .rollouts import Action, Observation, RolloutState, Step, Trigger, Wish, judge, next_step, operate, tick_times, triggers_from
 from .shadow import ShadowReport, compare_shadow
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #843b37d1
 def last_experiment(ctx: Context, info: ModelInfo) -> dict | None:
@@ -83,11 +88,12 @@ def counted(trigger: Trigger, at: Any, bad: Any, since: datetime, now: datetime)
     return Observation(trigger.metric, int(total[-1]), len(stamps), trigger.window, ticks, stamps[-1].to_pydatetime() if len(stamps) else None)
 
 
-def observe(ctx: Context, environment: str, model: str, version: str, triggers: Iterable[Trigger], since: datetime) -> list[Observation]:
+def observe(ctx: Context, environment: str, model: str, version: str, triggers: Iterable[Trigger], since: datetime,
+            until: datetime | None = None) -> list[Observation]: # until: as it was known then; None: now
     "One observation a trigger, counted since an instant; one that cannot be measured says so."
-    triggers, now, log = list(triggers), ctx.now(), PredictionLog(ctx, environment)
+    triggers, now, log = list(triggers), until or ctx.now(), PredictionLog(ctx, environment)
     try:
-        seen = log.predictions(since, None, model)
+        seen = log.predictions(since, until, model)
         seen = seen[(seen["version"] == version) & (seen["role"] == "live")].sort_values("at", kind="stable")
         told = log.feedback("outcome", now, since)[["id", "value", "at"]].rename(columns={"value": "outcome", "at": "came"})
     except Exception as e: return [Observation.broken(t.metric, f"{type(e).__name__}: {e}") for t in triggers]
@@ -196,6 +202,32 @@ def obey(ctx: Context, rollout_id: str, wish: str, note: str = "", by: str | Non
     route = record_step(ctx, state, revision, step, by)
     if step.action is Action.ROLLBACK and published(ctx.settings, state.environment): follow(ctx, route)
     return step
+
+# %% ../../nbs/lib/610_ml.deployment.ipynb #c3909068
+def rollout_history(ctx: Context, rollout_id: str) -> "pd.DataFrame":
+    "Decisions of a rollout: at, percentage, action, reason, by; one row a decision, oldest first."
+    import pandas as pd
+    known = set(Action)
+    rows = [e for e in entries(ctx, "rollout", read_rollout(ctx, rollout_id)[0].id) if e.body.get("action") in known]
+    told = [{"at": pd.Timestamp(e.at), "percentage": e.body["percentage"], "action": e.body["action"], "reason": e.body["reason"], "by": e.actor} for e in rows]
+    return pd.DataFrame(told, columns=["at", "percentage", "action", "reason", "by"])
+
+
+def rollout_observations(ctx: Context, rollout_id: str, points: int = 12) -> "pd.DataFrame": # points: at most so many a step and metric
+    "What each trigger saw: at, metric, k, n, low, high, limit (shares 0..1), cumulative since its step began."
+    import pandas as pd
+    state, _ = read_rollout(ctx, rollout_id)
+    written = [(RolloutState.from_dict(r.body), r.at) for r in ctx.store.history("rollout", state.id)]
+    began = sorted({s.step_started_at for s, _ in written if s.step_started_at})
+    ended = ctx.now() if state.live else written[-1][1]
+    rows = []
+    for since, until in zip(began, [*began[1:], ended], strict=True):
+        for o in observe(ctx, state.environment, state.model, state.version, state.triggers, since, until):
+            limit = next(t.limit for t in state.triggers if t.metric == o.metric)
+            for at, k, n in [*o.ticks[::-(-len(o.ticks) // points) or 1], (until, o.k, o.n)]:
+                low, high = proportion_confseq(k, n, state.alpha)
+                if n: rows.append({"at": pd.Timestamp(at), "metric": o.metric, "k": k, "n": n, "low": low, "high": high, "limit": limit})
+    return pd.DataFrame(rows, columns=["at", "metric", "k", "n", "low", "high", "limit"])
 
 # %% ../../nbs/lib/610_ml.deployment.ipynb #26c5b2c1
 def require_way_back(ctx: Context, environment: str, model: str, version: str, by: str) -> Rehearsal:

@@ -362,7 +362,7 @@ def smoke(ctx: Context, info: ModelInfo, rows: list[dict], requests: int = 20) -
     if p95 > limit: raise ServingError(f"{info.id} takes {p95:.1f} ms for one row (p95 of {requests}), above {limit:g} ms")
     return {"single_row_p95_ms": round(p95, 3)}
 
-# %% ../../nbs/lib/608_ml.placements.ipynb #3fb2a61c
+# %% ../../nbs/lib/608_ml.placements.ipynb #372fe0f2
 def known_answers(ctx: Context, info: ModelInfo, rows: int = 100) -> tuple[list[dict], Any, float]:
     "Real rows, the registered model's own answers to them, and the seconds of checking and loading it. Raises `DigestMismatch`."
     began = time.perf_counter()

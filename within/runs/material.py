@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Periods', 'span', 'days_of', 'history_end', 'periods', 'split_outputs', 'open_parts', 'rows_of', 'keep_model',
            'open_model', 'release_version', 'champion_version', 'search_data', 'search_holdout', 'task_of', 'unit_of',
-           'error_of', 'tuned_parameters', 'register_control', 'place_control', 'rollout_history', 'pass_days',
-           'importance_of', 'with_errors', 'segment_errors', 'worst_errors', 'drift_page']
+           'error_of', 'tuned_parameters', 'register_control', 'place_control', 'pass_days', 'importance_of',
+           'with_errors', 'segment_errors', 'worst_errors', 'drift_page']
 
 # %% ../../nbs/lib/717_runs.material.ipynb #2eadc9aa
 import os
@@ -182,13 +182,6 @@ def place_control(stage: Stage, deployer: Any) -> Any:
     control = stage.decision("register").outputs.get("control_id")
     if not control: return f"{champion_version(stage)} answers in {stage.policy.release.environment}"
     return deployer.deploy(model_id=control, environment=stage.policy.release.environment, deployment_strategy="blue_green")
-
-
-def rollout_history(ctx: Context, rollout_id: str) -> pd.DataFrame:
-    "The shares a rollout gave: at, percentage, reason, one row a change."
-    bodies = [r.body for r in ctx.store.history("rollout", rollout_id)]
-    rows = [{"at": pd.Timestamp(b["step_started_at"]), "percentage": b["percentage"], "reason": b["reason"]} for b in bodies if b.get("step_started_at")]
-    return pd.DataFrame(rows, columns=["at", "percentage", "reason"]).drop_duplicates(["at", "percentage"], ignore_index=True)
 
 
 def pass_days(ctx: Context, days: float) -> Any:
