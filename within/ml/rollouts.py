@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'step_band', 'LIVE', 'ASKS', 'QUIET', 'Trigger', 'triggers_from', 'Observation', 'tick_times',
-           'evidence_points', 'percent', 'tripped', 'judge', 'number', 'RolloutState', 'checked_state', 'read_state',
-           'Action', 'Step', 'step_verdicts', 'next_step', 'Wish', 'standing', 'operate']
+           'evidence_points', 'percent', 'tripped', 'judge', 'number', 'RolloutState', 'due_at', 'checked_state',
+           'read_state', 'Action', 'Step', 'step_verdicts', 'next_step', 'Wish', 'standing', 'operate']
 
 # %% ../../nbs/lib/600_ml.rollouts.ipynb #7de99595
 import math
@@ -233,9 +233,7 @@ class RolloutState(Record):
     @property
     def due(self) -> datetime | None:
         "When the step can end (aware, UTC); every hold moves it on."
-        if self.step_started_at is None: return None
-        try: return (self.held_at or self.step_started_at + self.holds * parse_duration(self.interval)) + parse_duration(self.interval)
-        except OverflowError: return datetime.max.replace(tzinfo=UTC)
+        return None if self.step_started_at is None else due_at(self)
 
     @property
     def steps(self) -> int: return 1 + max(0, math.ceil((self.max_percentage - self.initial_percentage) / self.increment - 1e-9))
@@ -247,14 +245,18 @@ class RolloutState(Record):
         return self.max_percentage if self.hurried else min(self.percentage + self.increment, self.max_percentage)
 
     @property
-    def needs_approval(self) -> bool:
-        "Whether the next step waits for a person's yes."
-        return self.approve_from is not None and self.next_percentage >= self.approve_from and self.approved < self.next_percentage
+    def needs_approval(self) -> bool: return self.approve_from is not None and self.approve_from <= self.next_percentage > self.approved
 
     @classmethod
     def from_dict(cls, body: Mapping) -> Self: return read_state(body)
 
 # %% ../../nbs/lib/600_ml.rollouts.ipynb #cf9c98da
+def due_at(s: RolloutState) -> datetime:
+    "An interval after the last hold or the beginning; the end of time where that is beyond it."
+    try: return (s.held_at or s.step_started_at + s.holds * parse_duration(s.interval)) + parse_duration(s.interval)
+    except OverflowError: return datetime.max.replace(tzinfo=UTC)
+
+
 def checked_state(s: RolloutState) -> None:
     "Types and ranges of all fields; raises `InvalidInput`. Times become aware, the phase a `Phase`."
     for name in ("id", "model", "version", "previous", "environment"):
