@@ -248,6 +248,15 @@ def test_a_first_version_that_does_not_come_up_leaves_nothing_behind(deployer, m
     assert deployer.deploy(NEW, "staging").status == "passed" and current(deployer.ctx, "staging", NAME).default == "1.1.0"
 
 
+def test_who_is_named_is_who_changed_the_answers_and_not_who_moved_a_standby(deployer):
+    ctx = deployer.ctx
+    seen = current(ctx, "production", NAME)
+    placements.act(ctx, "production", NAME, lambda r: placements.Act(replace(r, default="1.1.0")), "ann@example.com", "a deployment")
+    placements.add_standby(ctx, "production", NAME, "1.0.0", "another", "bob@example.com")
+    with pytest.raises(Conflict, match=r"ann@example\.com changed it at 2023.*1\.1\.0 answers now"):
+        placements.unchanged(ctx, seen, current(ctx, "production", NAME))
+
+
 def test_a_canary_gives_a_fixed_share_and_is_taken_back(deployer):
     approve(deployer)
     canary = deployer.deploy(NEW, "production", "canary", percentage=50)

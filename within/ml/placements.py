@@ -6,9 +6,9 @@
 __all__ = ['STRATEGIES', 'OVER', 'WARMING', 'KEPT', 'WARM_SECONDS', 'Deployment', 'find_deployment', 'as_saved',
            'save_deployment', 'deployments', 'new_deployment', 'environment_policy', 'checked_resources',
            'checked_percentage', 'checked_person', 'checked_reason', 'acting', 'abandoned', 'Act', 'answering', 'act',
-           'unchanged', 'as_aliased', 'tell_mlflow', 'add_standby', 'drop_standby', 'host_ready', 'host_ends',
-           'await_host', 'follow', 'ask_host', 'scores', 'smoke', 'known_answers', 'proven', 'kept_warm', 'route_with',
-           'replaced_by', 'takes_over', 'switch', 'give_up', 'first_of_all', 'standing_already', 'deploy']
+           'changed_by', 'unchanged', 'as_aliased', 'tell_mlflow', 'add_standby', 'drop_standby', 'host_ready',
+           'host_ends', 'await_host', 'follow', 'ask_host', 'scores', 'smoke', 'known_answers', 'proven', 'kept_warm',
+           'route_with', 'replaced_by', 'takes_over', 'switch', 'give_up', 'first_of_all', 'standing_already', 'deploy']
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #a535c0e6
 import contextlib
@@ -237,11 +237,21 @@ def act(ctx: Context, environment: str, model: str, decide: Callable[[Route | No
         return replace(after, revision=revisions[0]) if moves else current(ctx, environment, model)
 
 
+def changed_by(ctx: Context, of: Route, now: Route | None) -> Any: # an Entry, or None
+    "The ledger's entry by which somebody came to answer who answers now; later ones only moved standbys."
+    names, found = {f.name for f in fields(Route)} - {"revision"}, None
+    for entry in reversed(entries(ctx, "route", of.id)):
+        was = None if entry.body.get("gone") else Route(**{k: v for k, v in entry.body.items() if k in names})
+        if answering(was) != answering(now): break
+        found = entry
+    return found
+
+
 def unchanged(ctx: Context, seen: Route | None, now: Route | None) -> None:
     "Raises `Conflict` naming who changed it, when somebody else than who was seen answers now."
     if answering(seen) == answering(now): return
-    said = entries(ctx, "route", (now or seen).id)
-    who = f"{said[-1].actor} changed it at {iso(said[-1].at)} ({said[-1].body.get('by', '')})" if said else "somebody changed it"
+    last = changed_by(ctx, now or seen, now)
+    who = f"{last.actor} changed it at {iso(last.at)} ({last.body.get('by', '')})" if last else "somebody changed it"
     raise Conflict(f"the route {(now or seen).id} is not what it was: {who}; {now.default if now else 'nobody'} answers now. Look at it and decide again")
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #04d41719
