@@ -76,4 +76,5 @@ def test_the_null_world_is_not_released(tmp_path, configs):
     env = world(tmp_path / "home", configs, "--null")
     code, said = within(env, "retrain", "ad_score_predictor")
     assert code == 0 and re.search("declined at|inconclusive at evaluate", said), said   # few rows: no, or nobody can tell, and never a yes
-    assert "production: 2.1.0" in within(env, "status")[1]
+    routes = json.loads(within(env, "status", "--json")[1])["routes"]
+    assert [(r["environment"], r["model"], r["default"], r["shares"]) for r in routes] == [("production", "ad_score_predictor", "2.1.0", [])], routes

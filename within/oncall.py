@@ -201,7 +201,7 @@ def way_back(ctx: Context, model: str, environment: str, to: str | None = None) 
     route, rows = current(ctx, environment, model), placed(ctx, model, environment)
     versions = [v.version for v in ctx.store.model_versions(model)]
     if to is not None and to not in versions: raise unknown(f"version of {model}", to, versions, UnknownModelVersion)
-    shared = [s for s in (*route.shares, *route.shadows) if s.version != route.default]
+    shared = [s for s in (*route.shares, *route.shadows) if s.version != route.default and s.percentage > 0]  # 0 %: kept warm, no part of the traffic
     target = to or (route.default if shared else previous_of(route, rows))
     listed = f"; name one with --to: {', '.join(v for v in versions if v != route.default)}" if len(versions) > 1 else "; no other version is registered"
     if target is None: raise InvalidInput(f"{route.default} replaced nothing in {environment}: there is no version before it{listed}")
