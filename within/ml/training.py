@@ -66,10 +66,13 @@ def known_classes(y: Any) -> np.ndarray:
     return np.asarray(y, dtype=np.float64)
 
 
-def figures(model: Model, x: pd.DataFrame, y: pd.Series, threshold: float | None = None) -> dict[str, float]:
+def figures(model: Model, x: pd.DataFrame, y: pd.Series, threshold: float | None = None,
+            predicted: np.ndarray | None = None # the model's answers, where they are known already
+            ) -> dict[str, float]:
     "The metrics of the model's task on these rows; `threshold` cuts scores (default 50) or probabilities (default 0.5)."
-    if model.task == "regression": return measure(y, model.predict(x), REGRESSION, 50.0 if threshold is None else threshold)
-    return measure(known_classes(y), model.predict(x), CLASSIFICATION, 0.5 if threshold is None else threshold)
+    if predicted is None: predicted = model.predict(x)
+    if model.task == "regression": return measure(y, predicted, REGRESSION, 50.0 if threshold is None else threshold)
+    return measure(known_classes(y), predicted, CLASSIFICATION, 0.5 if threshold is None else threshold)
 
 
 def streamed_figures(model: Model, rows: Any, features: Sequence[str], target: str, threshold: float) -> dict[str, float]:
@@ -197,8 +200,9 @@ class ModelTrainer(TrainingSteps):
         start = time.perf_counter()
         self._fit([held or rows for rows, held in parts], features, target, early_stopping_rounds if len(parts) > 1 else None, verbose, kept, streamed)
         seconds, threshold = time.perf_counter() - start, threshold_of(self.model, self.ctx)
-        measured = [streamed_figures(self.model, rows, features, target, threshold) if streamed else figures(self.model, *held, threshold)
-                    for rows, held in parts]
+        known = self.model.__dict__.pop("while_fitting", None) or [None] * len(parts)
+        measured = [streamed_figures(self.model, rows, features, target, threshold) if streamed else figures(self.model, *held, threshold, answers)
+                    for (rows, held), answers in zip(parts, known, strict=True)]
         self.model.lineage, curve = self._lineage(train_data, features, target), dict(getattr(self.model, "curve", {}) or {})
         asked = {"early_stopping_rounds": early_stopping_rounds, "training_rows": len(train_data), "streamed": streamed, "seed": self.ctx.seed,
                  "profile": self.profile}
