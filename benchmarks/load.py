@@ -144,8 +144,8 @@ async def app(scope, receive, send):
 listening = socket.socket()
 listening.bind(("127.0.0.1", int(sys.argv[1])))
 listening.listen(2048)
-config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-                        timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
+config = uvicorn.Config(app, loop="uvloop", http="httptools", lifespan="off", log_level="warning", access_log=False, proxy_headers=False,
+                        timeout_graceful_shutdown=2, timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
 uvicorn.Server(config).run(sockets=[listening])
 """
 

@@ -454,7 +454,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     body = {"environment": given.environment, "url": f"http://{host}:{port}", "port": port, "pid": os.getpid(), "instance": secrets.token_hex(4)}
     app = Gateway(ctx, given.environment, started=lambda: publish(ctx.settings, given.environment, body))
     config = uvicorn.Config(app, loop="uvloop", http=patient_protocol(app.room.limits), lifespan="on", log_level="warning", access_log=False,
-                            timeout_graceful_shutdown=2, timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
+                            proxy_headers=False, timeout_graceful_shutdown=2, timeout_keep_alive=75, backlog=2048, server_header=False, date_header=False)
     uvicorn.Server(config).run(sockets=[listening])
 
 # %% ../../nbs/lib/450_serving.gateway.ipynb #856e4cb5
