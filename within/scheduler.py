@@ -59,7 +59,7 @@ def due(ctx: Context) -> list[Due]:
 # %% ../nbs/lib/738_scheduler.ipynb #42de8ee3
 def command_of(item: Due) -> list[str]:
     "The process that goes on with a run."
-    code = f"from within.serving.wire import die_with; die_with({os.getpid()}); from within.cli import main; main()"
+    code = f"from within.serving.wire import die_with; die_with({os.getpid()}); from within.cli import main; main('scheduler')"
     return [sys.executable, "-c", code, "retrain", item.model, "--run", item.subject]
 
 
