@@ -252,8 +252,10 @@ def show(run: Annotated[str, typer.Argument(help="A run's id.")]) -> None:
 # %% ../nbs/lib/790_cli.ipynb #164c57aa
 def needs_of(ctx: Any) -> list[str]:
     "What a person has to do, one sentence each, most urgent first."
-    alerts = [f"alert {r.id}: {r.body.get('verdict', {}).get('reason', 'open')}" for r in ctx.store.find("alert", phase="open")]
     found = [(r.id, r.body) for r in ctx.store.find("run")]
+    runs = {i for i, _ in found}   # a run that waits for a review is listed as that
+    opened = [r for r in ctx.store.find("alert", phase="open") if r.body.get("monitor") not in runs]
+    alerts = [f"alert {r.id}: {r.body.get('verdict', {}).get('reason', 'open')}" for r in opened]
     again = {i: f"within retrain {b['model'].partition('__')[0]} --run {i}" for i, b in found}
     errors = [f"run {i} stopped with an error in {b['stage']}: look, then {again[i]}" for i, b in found if b["phase"] == "error"]
     unclear = [f"run {i} is inconclusive at {b['stage']}: {b['reason'][:150]}" for i, b in found if b["phase"] == "inconclusive"]

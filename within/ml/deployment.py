@@ -488,14 +488,15 @@ class ModelDeployer(WaysBack):
 
     def progressive_rollout(self, model_id: str, initial_percentage: float | None = None, increment: float | None = None, interval: str | None = None,
                             max_percentage: float | None = None, rollback_triggers: Any = None,
-                            approve_from: float | None = None, # a share from which on every step waits for a person's yes
+                            approve_from: float | None = None, # a share from which on every step waits for a person's yes; None: as the policy says
                             by: str | None = None) -> RolloutState:
         "Give the first share and return; does not wait. Raises `NotApproved`, `Conflict`, `InvalidInput`, `ServingError`, `DigestMismatch`."
         info = self.registry.get(model_id)
         policy = self.ctx.policy(info.name)
         given = {"initial_percentage": initial_percentage, "increment": increment, "max_percentage": max_percentage}
         told = {k: checked_percentage(getattr(policy.release.rollout, k) if v is None else v, k) for k, v in given.items()}
-        told |= {"interval": policy.release.rollout.interval if interval is None else interval, "approve_from": approve_from}
+        told |= {"interval": policy.release.rollout.interval if interval is None else interval, "max_holds": policy.release.rollout.max_holds}
+        told |= {"approve_from": policy.release.rollout.approve_from if approve_from is None else approve_from}
         triggers = checked_triggers(policy.release.rollout.rollback_triggers if rollback_triggers is None else rollback_triggers)
         return begin_rollout(self.ctx, info, by, **told, triggers=triggers, minimum=policy.release.rollout.minimum_requests, alpha=policy.alpha)
 
