@@ -32,7 +32,7 @@ from ..windows import parse_duration
 from .integration import IntegrationResult, run_suite
 from .placements import (STRATEGIES, WARMING, Act, Deployment, abandoned, act, acting, as_saved, checked_percentage, checked_person, checked_resources,
                                   deploy, deployments, drop_standby, environment_policy, find_deployment, follow, kept_warm, new_deployment, proven,
-                                  save_deployment, takes_over, tell_mlflow, unchanged)
+                                  save_deployment, settle_mlflow, takes_over, tell_mlflow, unchanged)
 from .rollbacks import Rehearsal, Rollback, confirm, go_back, rehearse, rehearse_rollback, roll_back, unfit, PATIENCE
 from .rollouts import Action, Observation, RolloutState, Step, Trigger, Wish, judge, next_step, operate, tick_times, triggers_from
 from .shadow import ShadowReport, compare_shadow
@@ -370,7 +370,7 @@ def recover(ctx: Context, by: str | None = None) -> tuple[str, ...]:
     for route in routes(ctx):
         for id in [s.deployment.removeprefix(WARMING) for s in route.shadows if s.deployment.startswith(WARMING)]:
             done.append(_taken_over(ctx, id, by, lambda route=route, id=id: _let_go(ctx, route, id, by)))
-    return tuple(filter(None, done))
+    return (*filter(None, done), *settle_mlflow(ctx))
 
 
 def _taken_over(ctx: Context, what: str, by: str, finish: Callable[[], str]) -> str:

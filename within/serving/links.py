@@ -180,7 +180,7 @@ class Followed:
     columns: tuple[str, ...] = ()                        # the default's features in its order, for values by position
     awaited: frozenset[str] = frozenset()                # versions that have not come up since the gateway's start: the default answers their share
 
-
+# %% ../../nbs/lib/448_serving.links.ipynb #5b1d44e8
 class Follower:
     "The links and routes of one gateway."
 
