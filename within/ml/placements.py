@@ -212,7 +212,8 @@ def _owed(ctx: Context, model: str = "x") -> Any: return ctx.path("serving", "ow
 def owe_mlflow(ctx: Context, aliases: Iterable[tuple]) -> None: # model, alias, version
     "Note that MLflow has to be told of these models' aliases."
     with contextlib.suppress(OSError, WithinError):   # a full disk must not hold up a rollback for the sake of a mirror
-        for model in {m for m, _, _ in aliases}: write_json(_owed(ctx, model), {"pid": os.getpid(), "aliases": sorted({a for m, a, _ in aliases if m == model})})
+        for model in {m for m, _, _ in aliases}:
+            write_json(_owed(ctx, model), {"pid": os.getpid(), "aliases": sorted({a for m, a, _ in aliases if m == model})})
 
 
 def tell_mlflow(ctx: Context, aliases: Iterable[tuple]) -> None:
