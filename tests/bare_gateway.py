@@ -67,10 +67,11 @@ class Bare:
         self.hosts[version] = subprocess.Popen(argv, env=child_environment(self.ctx))
         assert eventually(place.exists)
 
-    def start(self, **environment: str) -> None:
+    def start(self, whole: bool = True, **environment: str) -> None: # whole: wait for all versions, not only for the default
         argv = ["-m", "within.serving.gateway", "--environment", ENVIRONMENT, "--fd", str(self.listening.fileno()), "--parent", str(os.getpid())]
         self.gateway = subprocess.Popen([sys.executable, *argv], env=child_environment(self.ctx) | environment, pass_fds=[self.listening.fileno()])
         assert eventually(lambda: ask(self.url, "/v2/health/ready", timeout=20)[0] == 200)
+        if whole: assert eventually(lambda: not any(m["awaited"] for m in ask(self.url, "/routes")[1]["routes"].values()))
 
     def route(self, default: str, **parts) -> None:
         from within.serving.routes import current

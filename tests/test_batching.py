@@ -4,16 +4,20 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from bare_gateway import bare
+from bare_gateway import MODEL, bare, eventually
 
 from within.context import Context
 from within.errors import ConfigError
 from within.observations import PredictionLog
 from within.policies import BatchingPolicy, load_environments
 from within.serving.batches import Lane
-from within.serving.routes import Shadow, Share
+from within.serving.links import Follower
+from within.serving.routes import Route, Shadow, Share
+from within.serving.wire import ask
 
 def together(place, wanted: dict[str, tuple]) -> dict[str, tuple[int, dict]]:
     "Send requests (id -> values) at once, each from a thread of its own; what came back by id."
@@ -141,6 +145,66 @@ def test_a_version_that_is_shadow_and_share_answers_its_users_first(tmp_path):
         log = lambda: PredictionLog(place.ctx, "production").predictions()  # noqa: E731
         while len(found := log()) < 60 + (len(answers) - sum(a["model_version"] == "2.0.0" for _, a in answers.values())): time.sleep(0.05)
         assert not set(found.loc[found["role"] == "shadow", "id"]) & set(found.loc[(found["role"] == "live") & (found["version"] == "2.0.0"), "id"])
+
+
+class Arms(Follower):
+    "A follower whose hosts are up when the test says so."
+
+    def __init__(self, patience: float = 20.0):
+        super().__init__(None, lambda: None, patience=patience)
+        self.up: set[str] = set()
+
+    def link(self, model: str, version: str) -> SimpleNamespace:
+        made = self.links.setdefault((model, version), SimpleNamespace(serve_as=lambda default: None, waiting=0, close=lambda: None))
+        made.ready = version in self.up
+        made.hello = {"features": [{"name": version, "kind": "number"}]} if made.ready else None
+        return made
+
+    def at(self, now: float, route: Route, *up: str) -> tuple | None:
+        self.up = set(up)
+        self.look([route], now)
+        found = self.routes.get("toy")
+        return found and (found.route.revision, sorted(found.awaited), sorted(found.kinds))
+
+
+def test_a_fresh_gateway_follows_as_soon_as_the_default_answers_and_awaits_the_others():
+    route = Route("production", "toy", "1", [Share("treatment", "2", 50)], [Shadow("3")], revision=7)
+    arms = Arms()
+    assert arms.at(0, route) is None and arms.at(1, route, "2", "3") is None, "the default is what it cannot do without"
+    assert arms.at(2, route, "1") == (7, ["2", "3"], ["1"])
+    assert arms.at(3, route, "1", "2") == (7, ["3"], ["1", "2"]), "its features are known when it comes"
+    assert arms.at(4, route, "1", "2", "3") == (7, [], ["1", "2", "3"])
+    assert arms.at(5, route, "1", "3") == (7, [], ["1", "2", "3"]), "a host that goes later is not awaited: its failures count"
+    late = Arms()
+    assert late.at(0, route, "1") == late.at(20, route, "1") == (7, ["2", "3"], ["1"])
+    assert late.at(20.1, route, "1") == (7, [], ["1"]), "nor is one that does not come"
+
+
+def test_a_gateway_that_follows_something_waits_for_the_hosts_of_a_new_revision():
+    before, after = Route("production", "toy", "1", revision=7), Route("production", "toy", "1", [Share("treatment", "2", 50)], revision=8)
+    arms = Arms()
+    assert arms.at(0, before, "1") == arms.at(1, after, "1") == arms.at(21, after, "1") == (7, [], ["1"])
+    assert arms.at(21.1, after, "1") == (8, [], ["1"])
+    arms = Arms()
+    arms.at(0, after, "1")
+    assert arms.at(1, replace(before, revision=9), "1") == (9, [], ["1"]), "a rollback does not wait for who is left"
+
+
+def test_a_fresh_gateways_users_are_answered_by_the_default_until_the_challenger_comes(tmp_path):
+    with bare(tmp_path / "home") as place:
+        place.host("1.0.0")
+        place.route("1.0.0", shares=[Share("treatment", "2.0.0", 100)], shadows=[Shadow("3.0.0")])
+        place.start(whole=False)
+        early = [place.infer(f"r{i}", i, unit=f"u{i}") for i in range(20)]
+        assert {(code, a["parameters"]["variant"], a["model_version"]) for code, a in early} == {(200, "default", "1.0.0")}
+        code, said = ask(place.url, f"/v2/models/{MODEL}/versions/2.0.0/infer", {"inputs": [{"name": "a", "data": [1]}]})
+        assert code == 503 and "not come up yet" in said["error"]
+        log = PredictionLog(place.ctx, "production").predictions()
+        assert len(log) == 20 and log["error"].isna().all() and set(log["version"]) == {"1.0.0"}   # nothing is held against who was not there
+        place.host("2.0.0")
+        assert eventually(lambda: ask(place.url, "/routes")[1]["routes"][MODEL]["awaited"] == ["3.0.0"])
+        code, said = place.infer("late", 1)
+        assert (code, said["parameters"]["variant"], said["model_version"]) == (200, "treatment", "2.0.0")
 
 
 def test_the_figures_come_from_the_environment_and_nonsense_is_refused(tmp_path):

@@ -19,6 +19,7 @@ from within.ledger import entries, record, verify
 from within.ml import deployment, placements, rollbacks
 from within.ml.deployment import ModelDeployer, begin_rollout, read_rollout, run_rollout
 from within.ml.placements import WARMING, deployments, save_deployment
+from within.ml.registry import ModelRegistry
 from within.serving.routes import Route, as_withdrawn, change, current
 from within.serving.supervisor import gateway_url
 from within.verdicts import Phase
@@ -147,9 +148,32 @@ def test_an_interrupted_rollback_is_confirmed_or_goes_on_to_the_next_when_its_ta
     assert os.WIFSIGNALED(status) and current(deployer.ctx, "production", NAME).default == "1.0.0"
     if broken:
         for module in (rollbacks, deployment): monkeypatch.setattr(module, "unfit", lambda c, e, m, version: "1.0.0: planted" if version == "1.0.0" else None)
-    (said,), wanted = ModelDeployer(deployer.ctx).recovered, "1.4.0" if broken else "1.0.0"
+    (said, *_), wanted = ModelDeployer(deployer.ctx).recovered, "1.4.0" if broken else "1.0.0"
     assert ("went on to 1.4.0" if broken else "confirmed") in said and eventually(lambda: answered_by(deployer) == {wanted})
     assert ModelDeployer(deployer.ctx).recovered == () and deployer.ctx.store.alias(NAME, "champion") == wanted
+
+
+@pytest.mark.parametrize("act", ["blue_green", "finalize", "rollback"])
+def test_mlflow_is_told_of_the_alias_that_a_dead_deployer_moved(deployer, mortals, monkeypatch, act):
+    mlflow, held = {}, []
+    def mirror(self, what, action): mlflow[what.removeprefix("alias ")] = self.ctx.store.alias(NAME, "champion")
+    survived = at = 0
+    while not survived:
+        reset(deployer)
+        id = prepare(act, deployer)
+        mlflow["champion"] = before = deployer.ctx.store.alias(NAME, "champion")
+        ((status, _),) = mortals.act({"act": act, "at": at, "id": id})
+        survived, at, now = not os.WIFSIGNALED(status), at + 1, deployer.ctx.store.alias(NAME, "champion")
+        if survived: break
+        assert current(deployer.ctx, "production", NAME).default == now   # the store's alias is never behind
+        monkeypatch.setattr(ModelRegistry, "_mirror", mirror)
+        said = ModelDeployer(deployer.ctx).recovered
+        assert mlflow["champion"] == deployer.ctx.store.alias(NAME, "champion")
+        if now != before: held.append(any("MLflow was told" in s for s in said))
+        assert not any("MLflow was told" in s for s in ModelDeployer(deployer.ctx).recovered), "once"
+        monkeypatch.setattr(ModelRegistry, "_mirror", lambda *a: None)
+    assert held and all(held), "it died at least once between the route and MLflow"
+    assert not list(deployer.ctx.path("serving", "owed").glob("*.json")), "whoever lives owes nothing"
 
 
 def test_of_two_processes_that_deploy_at_once_one_wins_and_the_other_is_told_who_and_when(deployer, mortals):

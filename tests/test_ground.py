@@ -93,12 +93,22 @@ def policies(folder, own="", common=""):
     ("gates: {required_suites: [performence]}\n", r"ads.yml:6: gates.required_suites.0: "),
     ("release: {shadow: {duration: forever}}\n", r"ads.yml:6: release.shadow.duration: .*not a duration"),
     ("alpha: .nan\n", r"ads.yml:6: alpha: "),
+    ("release: {rollout: {approve_from: 101}}\n", r"ads.yml:6: release.rollout.approve_from: .*less than or equal to 100"),
+    ("release: {rollout: {max_holds: 0}}\n", r"ads.yml:6: release.rollout.max_holds: .*greater than or equal to 1"),
+    ("release: {rollout: {max_holds: 2.5}}\n", r"ads.yml:6: release.rollout.max_holds: "),
     ("time: a\ntime: b\n", r"ads.yml:7: time: written twice"),
     ("segments: [a\n", r"ads.yml:\d+: not YAML"),
     ("description: !!python/object/apply:os.system ['true']\n", r"ads.yml:6: the tag .* is not allowed"),
 ])
 def test_a_policy_error_names_file_line_key_and_what_is_allowed(tmp_path, own, said):
     with pytest.raises(ConfigError, match=said): load_policy("ads", policies(tmp_path / "c", own))
+
+
+def test_a_rollout_asks_nobody_unless_its_policy_says_so(tmp_path):
+    plain = load_policy("ads", policies(tmp_path / "c")).release.rollout
+    assert (plain.max_holds, plain.approve_from) == (14, None)
+    own = load_policy("ads", policies(tmp_path / "d", "release: {rollout: {approve_from: 50, max_holds: 3}}\n")).release.rollout
+    assert (own.max_holds, own.approve_from, own.interval) == (3, 50, "1d")
 
 
 def test_the_line_of_a_common_policy_error_is_in_the_common_file(tmp_path):

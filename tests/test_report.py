@@ -91,3 +91,15 @@ def test_nothing_is_clipped(view, tmp_path, width):
         shown = browser.execute_script("return [...document.querySelectorAll('.dag')].filter(d => d.getBoundingClientRect().width > 0).length")
     finally: browser.quit()
     assert wide <= width and cut == 0 and shown == 1
+
+
+def test_a_shadows_report_cuts_no_verdict_and_no_segment_off():
+    from within.ml.shadow import ShadowReport
+    from within.verdicts import Phase, Verdict
+    long = "latency_p95: " + "0 of 22,400 slower than 300 ms, " * 20 + "not shown to be above 5.0%"
+    row = {"segment": "industry", "disagreement": 0.1, "low": 0.05, "high": 0.2, "mean_difference": 0.3}
+    segments = tuple(row | {"value": f"a|b<i>{i}", "rows": 100 + i} for i in range(30))
+    found = ShadowReport("d", "1.0.0", Phase.PASSED, "fine", 10, 0, verdicts=(Verdict("rollback.latency_p95", Phase.PASSED, long),), segments=segments)
+    shown = found._repr_markdown_()
+    assert long in shown and "…" not in shown and "<i>" not in shown and "industry | a&#124;b&lt;i&gt;11 | 111 |" in shown
+    assert shown.count("industry") == 12 and found.to_dict()["segments"][29]["rows"] == 129, "twelve are shown; the report's data has all"

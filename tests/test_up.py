@@ -12,19 +12,23 @@ import subprocess
 import sys
 import time
 from configparser import RawConfigParser
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from test_deployment import NEW, OLD, approve, deployer  # noqa: F401  (deployer is a fixture)
 from test_hosts import NAME as MOODY
 from test_hosts import asked, host, moody, say, share  # noqa: F401  (moody is a fixture)
 from test_serving import NAME, body, ends, eventually, small  # noqa: F401  (small is a fixture)
 
+from within.cli import needs_of
 from within.clock import iso
 from within.context import Context
 from within.errors import ServingError
 from within.ledger import entries
+from within.ml.deployment import ModelDeployer, read_rollout
 from within.observations import PredictionLog
 from within.oncall import overview, safe, way_back
 from within.scheduler import Scheduler, due, given_up
@@ -33,6 +37,7 @@ from within.serving.routes import Route, Share, change, current
 from within.serving.supervisor import gateway_url, hold, release, status
 from within.serving.wire import alive, ask
 from within.store import Store
+from within.verdicts import Phase
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-c", "from within.cli import main; main()"]
@@ -333,6 +338,66 @@ def test_a_tripped_trigger_is_taken_back_by_the_scheduler(released):
     for n in range(300): ask(url, f"/v2/models/{NAME}/infer", body(f"t{n}", unit=f"u{n}"))
     assert Scheduler(ctx).tick() == [f"triggers:{live}"] and answer(url) == "1.0.0"
     assert Scheduler(ctx).tick() == [] and "latency_p95" in entries(ctx, "rollback")[-1].body["reason"]
+
+
+def asking(ctx, tmp_path, **rollout):
+    "A deployer whose model's policy sets values of the rollout."
+    shutil.copytree(ROOT / "configs", configs := tmp_path / "configs")
+    policy = yaml.safe_load((file := configs / f"{NAME}.yml").read_text())
+    policy.setdefault("release", {}).setdefault("rollout", {}).update(rollout)
+    file.write_text(yaml.safe_dump(policy))
+    return ModelDeployer(replace(ctx, settings=replace(ctx.settings, configs=configs)))
+
+
+def letters(ctx) -> list[str]: return sorted(json.loads(p.read_text())["text"] for p in (ctx.settings.home / "outbox").glob("*.json"))
+
+
+def test_a_rollout_that_asks_tells_its_channels_once_for_each_question(deployer, tmp_path):  # noqa: F811
+    deployer.registry.approve(OLD, "reviewer@example.com", "looked"), approve(deployer)
+    deployer.deploy(OLD, "production")
+    deployer = asking(deployer.ctx, tmp_path, approve_from=5, max_holds=1, interval="1d")
+    ctx, state = deployer.ctx, deployer.progressive_rollout(NEW)
+    assert (state.approve_from, state.max_holds, state.percentage, state.asking) == (5, 1, 0, "approval")
+    assert letters(ctx) == []
+    for scheduler in (one := Scheduler(ctx), one, Scheduler(ctx)):   # not on every tick, and not again after a restart
+        scheduler.tick()
+        assert len(found := letters(ctx)) == 2 and all("10 % needs an approval" in x and state.id in x and "operate(" in x for x in found)
+    assert any(state.id in n for n in needs_of(ctx)) and [e.body["event"] for e in entries(ctx, "alert")] == ["opened"]
+    deployer.operate(state.id, "approve", by="reviewer@example.com")
+    one.tick()
+    assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened", "resolved"] and needs_of(ctx) == []
+    state = read_rollout(ctx, state.id)[0]
+    assert state.percentage == 10
+    ctx.store.clock_start(state.due)
+    for _ in range(3): one.tick()   # nobody asked anything of it in a day: another question
+    assert read_rollout(ctx, state.id)[0].asking == "look" and len(letters(ctx)) == 4 and sum("a person must look" in x for x in letters(ctx)) == 2
+    deployer.operate(state.id, "abort", by="reviewer@example.com")
+    one.tick()
+    assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened", "resolved"] * 2 and ctx.store.find("alert", phase="open") == []
+
+
+def test_a_run_that_waits_for_a_review_tells_its_channels_and_a_fault_of_one_hides_no_other(tmp_path, capsys):
+    ctx = Context.open(home=tmp_path / "home")
+    waiting = {"phase": "waiting", "until": None, "needs": "within approve r2", "stage": "review", "reason": "x"}
+    ctx.store.put("run", "r1", waiting | {"model": "nobody"}, None)
+    revision = ctx.store.put("run", "r2", waiting | {"model": "ad_score_predictor__own"}, None)
+    scheduler = Scheduler(ctx)
+    for _ in range(3): assert scheduler.tick() == []
+    assert letters(ctx) == ["run r2 waits for a review: within approve r2"] * 2 and capsys.readouterr().out.count("unknown model 'nobody'") == 1
+    assert len(needs_of(ctx)) == 2, "listed as runs, and not once more as alerts"
+    ctx.store.put("run", "r2", waiting | {"model": "ad_score_predictor__own", "phase": "passed", "needs": ""}, revision)
+    scheduler.tick()
+    assert ctx.store.find("alert", phase="open") == [] and len(letters(ctx)) == 2
+    ctx.close()
+
+
+def test_a_rollout_that_holds_because_nothing_is_known_is_still_looked_at_and_shown(tmp_path):
+    from within.oncall import rolling
+    ctx = Context.open(home=tmp_path / "home")
+    for phase in Phase: ctx.store.put("rollout", f"r-{phase}", {"model": "m", "phase": phase}, None)
+    alive = {"r-pending", "r-running", "r-waiting", "r-inconclusive", "r-error"}
+    assert {d.subject for d in due(ctx)} == {r["id"] for r in rolling(ctx)} == alive
+    ctx.close()
 
 
 def test_what_keeps_failing_is_put_aside_and_said(tmp_path):

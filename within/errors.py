@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WithinError', 'InvalidInput', 'ConfigError', 'UnknownModel', 'UnknownModelVersion', 'UnknownDataset', 'UnknownRun',
            'UnknownDeployment', 'unknown', 'NotDue', 'NotBuilt', 'Conflict', 'DigestMismatch', 'NotApproved',
-           'StageNotReady', 'ServingError', 'ResourcesLacking']
+           'NotPermitted', 'StageNotReady', 'ServingError', 'ResourcesLacking']
 
 # %% ../nbs/lib/000_errors.ipynb #e9ab1bea
 import difflib
@@ -90,6 +90,10 @@ class DigestMismatch(WithinError, ValueError):
 
 class NotApproved(WithinError, PermissionError):
     "Users would see answers of a model that no reviewer approved."
+
+
+class NotPermitted(WithinError, PermissionError):
+    "A command that changes state, without a token of the role that it needs."
 
 
 class StageNotReady(WithinError, RuntimeError):

@@ -127,8 +127,8 @@ def models_of(ctx: Context) -> list[dict]:
 
 
 def rolling(ctx: Context) -> list[dict]:
-    "Rollouts on their way."
-    rows = [r for r in ctx.store.find("rollout") if r.body.get("phase") in ("pending", "running", "waiting")]
+    "Rollouts on their way, also those that hold because nothing is known."
+    rows = [r for r in ctx.store.find("rollout") if r.body.get("phase") not in ("passed", "failed")]
     wanted = ("model", "version", "environment", "percentage", "max_percentage", "step", "step_started_at", "interval", "phase", "reason")
     return [{"id": r.id, **{k: r.body.get(k) for k in wanted}} for r in rows]
 

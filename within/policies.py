@@ -152,6 +152,8 @@ class RolloutPolicy(Policy):
     interval: Duration = "1d"
     max_percentage: Percentage = 100
     minimum_requests: Count = 100           # a step with fewer holds
+    max_holds: Annotated[int, Field(ge=1, le=1_000)] = 14   # so many holds in a row, and a person must look
+    approve_from: Percentage | None = None  # a step to this share or above waits for a person's yes; None: no step does
     rollback_triggers: tuple[RollbackTrigger, ...] = (
         RollbackTrigger(metric="error_rate", threshold=0.01), RollbackTrigger(metric="latency_p95", threshold=300))
 

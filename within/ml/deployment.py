@@ -32,7 +32,7 @@ from ..windows import parse_duration
 from .integration import IntegrationResult, run_suite
 from .placements import (STRATEGIES, WARMING, Act, Deployment, abandoned, act, acting, as_saved, checked_percentage, checked_person, checked_resources,
                                   deploy, deployments, drop_standby, environment_policy, find_deployment, follow, kept_warm, new_deployment, proven,
-                                  save_deployment, takes_over, tell_mlflow, unchanged)
+                                  save_deployment, settle_mlflow, takes_over, tell_mlflow, unchanged)
 from .rollbacks import Rehearsal, Rollback, confirm, go_back, rehearse, rehearse_rollback, roll_back, unfit, PATIENCE
 from .rollouts import Action, Observation, RolloutState, Step, Trigger, Wish, judge, next_step, operate, tick_times, triggers_from
 from .shadow import ShadowReport, compare_shadow
@@ -370,7 +370,7 @@ def recover(ctx: Context, by: str | None = None) -> tuple[str, ...]:
     for route in routes(ctx):
         for id in [s.deployment.removeprefix(WARMING) for s in route.shadows if s.deployment.startswith(WARMING)]:
             done.append(_taken_over(ctx, id, by, lambda route=route, id=id: _let_go(ctx, route, id, by)))
-    return tuple(filter(None, done))
+    return (*filter(None, done), *settle_mlflow(ctx))
 
 
 def _taken_over(ctx: Context, what: str, by: str, finish: Callable[[], str]) -> str:
@@ -488,14 +488,15 @@ class ModelDeployer(WaysBack):
 
     def progressive_rollout(self, model_id: str, initial_percentage: float | None = None, increment: float | None = None, interval: str | None = None,
                             max_percentage: float | None = None, rollback_triggers: Any = None,
-                            approve_from: float | None = None, # a share from which on every step waits for a person's yes
+                            approve_from: float | None = None, # a share from which on every step waits for a person's yes; None: as the policy says
                             by: str | None = None) -> RolloutState:
         "Give the first share and return; does not wait. Raises `NotApproved`, `Conflict`, `InvalidInput`, `ServingError`, `DigestMismatch`."
         info = self.registry.get(model_id)
         policy = self.ctx.policy(info.name)
         given = {"initial_percentage": initial_percentage, "increment": increment, "max_percentage": max_percentage}
         told = {k: checked_percentage(getattr(policy.release.rollout, k) if v is None else v, k) for k, v in given.items()}
-        told |= {"interval": policy.release.rollout.interval if interval is None else interval, "approve_from": approve_from}
+        told |= {"interval": policy.release.rollout.interval if interval is None else interval, "max_holds": policy.release.rollout.max_holds}
+        told |= {"approve_from": policy.release.rollout.approve_from if approve_from is None else approve_from}
         triggers = checked_triggers(policy.release.rollout.rollback_triggers if rollback_triggers is None else rollback_triggers)
         return begin_rollout(self.ctx, info, by, **told, triggers=triggers, minimum=policy.release.rollout.minimum_requests, alpha=policy.alpha)
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'OVER', 'WARMING', 'KEPT', 'WARM_SECONDS', 'Deployment', 'find_deployment', 'as_saved',
            'save_deployment', 'deployments', 'new_deployment', 'environment_policy', 'checked_resources',
-           'checked_percentage', 'checked_person', 'checked_reason', 'acting', 'abandoned', 'Act', 'answering', 'act',
-           'changed_by', 'unchanged', 'as_aliased', 'tell_mlflow', 'add_standby', 'drop_standby', 'host_ready',
-           'host_ends', 'await_host', 'follow', 'ask_host', 'scores', 'smoke', 'known_answers', 'proven', 'kept_warm',
-           'route_with', 'replaced_by', 'takes_over', 'switch', 'give_up', 'first_of_all', 'standing_already', 'deploy']
+           'checked_percentage', 'checked_person', 'checked_reason', 'acting', 'abandoned', 'owe_mlflow', 'tell_mlflow',
+           'settle_mlflow', 'Act', 'answering', 'act', 'changed_by', 'unchanged', 'as_aliased', 'add_standby',
+           'drop_standby', 'host_ready', 'host_ends', 'await_host', 'follow', 'ask_host', 'scores', 'smoke',
+           'known_answers', 'proven', 'kept_warm', 'route_with', 'replaced_by', 'takes_over', 'switch', 'give_up',
+           'first_of_all', 'standing_already', 'deploy']
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #a535c0e6
 import contextlib
@@ -27,12 +28,13 @@ from typing import Any
 from ..clock import iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, ServingError, UnknownDeployment, WithinError, unknown
+from ..files import write_json
 from ..ledger import entries, overtaken, record
 from .registry import ModelInfo, ModelRegistry
 from ..policies import load_environments
 from ..serving.routes import Route, Shadow, Share, as_change, as_withdrawn, current
 from ..serving.supervisor import ask_kept, gateway_url, last_lines, memory_bytes
-from ..serving.wire import Frames, ask, frame, host_socket, published
+from ..serving.wire import Frames, alive, ask, frame, host_socket, published
 from ..verdicts import Record
 from ..windows import parse_duration
 from .integration import own_outputs, rows_to_ask
@@ -204,6 +206,36 @@ def abandoned(ctx: Context, what: str) -> bool:
     return True
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #14c94254
+def _owed(ctx: Context, model: str = "x") -> Any: return ctx.path("serving", "owed", f"{model}.json")
+
+
+def owe_mlflow(ctx: Context, aliases: Iterable[tuple]) -> None: # model, alias, version
+    "Note that MLflow has to be told of these models' aliases."
+    with contextlib.suppress(OSError, WithinError):   # a full disk must not hold up a rollback for the sake of a mirror
+        for model in {m for m, _, _ in aliases}:
+            write_json(_owed(ctx, model), {"pid": os.getpid(), "aliases": sorted({a for m, a, _ in aliases if m == model})})
+
+
+def tell_mlflow(ctx: Context, aliases: Iterable[tuple]) -> None:
+    "Mirror recorded aliases."
+    for model, alias, version in aliases: ModelRegistry(ctx).set_alias(model, alias, version)
+    for model in {m for m, _, _ in aliases}: _owed(ctx, model).unlink(missing_ok=True)
+
+
+def settle_mlflow(ctx: Context) -> list[str]:
+    "Tell MLflow what processes that died had still to tell it; what was done, in sentences."
+    done = []
+    for note in sorted(_owed(ctx).parent.glob("*.json")):
+        try: model, owed = note.stem, json.loads(note.read_text())
+        except (OSError, ValueError): owed = {}   # settled by somebody else meanwhile
+        if not owed or alive(owed["pid"]): continue
+        stands = [(model, a, v) for a in owed["aliases"] if (v := ctx.store.alias(model, a))]
+        tell_mlflow(ctx, stands)
+        note.unlink(missing_ok=True)
+        done += [f"MLflow was told after an interruption that {v} is {a} of {m}" for m, a, v in stands]
+    return done
+
+# %% ../../nbs/lib/608_ml.placements.ipynb #04d41719
 @dataclass(frozen=True)
 class Act:
     "What is to be recorded together."
@@ -229,6 +261,7 @@ def act(ctx: Context, environment: str, model: str, decide: Callable[[Route | No
             row, entry = as_change(ctx, after, before.revision if before else None, label)
             rows, told = [row, *rows], [entry, *told]
         if not rows and not told: return before
+        owe_mlflow(ctx, wanted.aliases)
         try: revisions = record(ctx, rows, told, by, wanted.aliases)
         except Conflict as lost:
             if attempt == attempts - 1: raise lost
@@ -254,7 +287,7 @@ def unchanged(ctx: Context, seen: Route | None, now: Route | None) -> None:
     who = f"{last.actor} changed it at {iso(last.at)} ({last.body.get('by', '')})" if last else "somebody changed it"
     raise Conflict(f"the route {(now or seen).id} is not what it was: {who}; {now.default if now else 'nobody'} answers now. Look at it and decide again")
 
-# %% ../../nbs/lib/608_ml.placements.ipynb #04d41719
+# %% ../../nbs/lib/608_ml.placements.ipynb #ca2fa08e
 def as_aliased(ctx: Context, environment: str, model: str, version: str) -> tuple[tuple, tuple]:
     "Aliases that a new default brings with it, and their ledger entries; none where they are right already."
     release_to, found = ctx.policy(model).release, []
@@ -262,11 +295,6 @@ def as_aliased(ctx: Context, environment: str, model: str, version: str) -> tupl
         if environment == place and ctx.store.alias(model, alias) != version: found.append((model, alias, version))
     told = tuple(("alias", f"{model}@{version}", {"alias": a, "before": ctx.store.alias(model, a)}) for _, a, _ in found)
     return tuple(found), told
-
-
-def tell_mlflow(ctx: Context, aliases: Iterable[tuple]) -> None:
-    "Mirror recorded aliases."
-    for model, alias, version in aliases: ModelRegistry(ctx).set_alias(model, alias, version)
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #775c6740
 WARMING, KEPT = "warming ", "kept "   # what a standby's deployment begins with
@@ -447,7 +475,7 @@ def switch(ctx: Context, wanted: Deployment, seen: Route | None, percentage: flo
 
 def give_up(ctx: Context, wanted: Deployment, seen: Route | None, percentage: float, undone: list[Deployment], why: str, by: str) -> None:
     "Put the route and the rows back to what they were, unless somebody else has changed them since; the deployment ends as an error."
-    ended = replace(wanted, status="error", reason=why[:2000], ended_at=ctx.now())
+    ended, brought = replace(wanted, status="error", reason=why[:2000], ended_at=ctx.now()), []
     def decide(now: Route | None) -> Act:
         mine = now is not None and answering(now) == answering(route_with(ctx, wanted, seen, percentage)) and answering(now) != answering(seen)
         back = replace(now, default=seen.default, shares=seen.shares, salt=seen.salt, shadows=seen.shadows) if mine and seen else now
@@ -455,11 +483,13 @@ def give_up(ctx: Context, wanted: Deployment, seen: Route | None, percentage: fl
         saved = [as_saved(ctx, ended, "error"), *(as_saved(ctx, d, "answers again") for d in undone if mine)]
         aliases, told = as_aliased(ctx, wanted.environment, wanted.model, seen.default) if mine and seen else ((), ())
         rows, told = [r for r, _ in saved], [*(t for _, t in saved), *told]
+        brought[:] = aliases
         if mine and seen is None:
             row, entry = as_withdrawn(now, f"{wanted.id} did not come up")
             return Act(None, (row, *rows), (entry, *told))
         return Act(clean, tuple(rows), tuple(told), aliases)
     act(ctx, wanted.environment, wanted.model, decide, by, f"{wanted.id}: taken back")
+    tell_mlflow(ctx, brought)
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #fd2363e0
 def first_of_all(ctx: Context, info: ModelInfo, wanted: Deployment, by: str) -> dict:

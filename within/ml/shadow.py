@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shadow_pairs', 'clustered_share', 'by_segment', 'calibration_shift', 'rank_change', 'latency_difference',
            'disagreement_verdict', 'calibration_verdict', 'rank_verdict', 'latency_verdict', 'ShadowReport',
-           'compare_shadow', 'answers_of']
+           'rows_shown', 'compare_shadow', 'answers_of']
 
 # %% ../../nbs/lib/607_ml.shadow.ipynb #844d4cea
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from ..context import Context
 from ..observations import PredictionLog
 from ..policies import ModelPolicy
 from ..stats.intervals import Interval, group_sums, paired_bootstrap, proportion_interval
-from ..verdicts import Phase, Record, Verdict, plain, worst
+from ..verdicts import Phase, Record, Verdict, plain, shown, worst
 from .integration import quantile_bounds
 from .rollouts import Observation, Trigger, judge
 
@@ -162,12 +162,25 @@ class ShadowReport(Record):
     mean_difference: float | None = None  # shadow minus live, in the target's unit
     figures: dict = field(default_factory=dict)  # matured rows, rmse and accuracy of both sides
     measured: dict = field(default_factory=dict) # latencies in milliseconds
-    verdicts: tuple[Verdict, ...] = ()
-    segments: tuple[dict, ...] = ()       # segment, value, rows, disagreement (share) with low and high, mean_difference; "all" first
+    verdicts: tuple[Verdict, ...] = field(default=(), repr=False)   # shown as tables of their own, where nothing is cut off
+    segments: tuple[dict, ...] = field(default=(), repr=False)   # segment, value, rows, disagreement (share) with low and high, mean_difference; "all" first
     answers: dict = field(default_factory=dict)  # calibration and rank with their intervals
     sample: Any = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict: return {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "sample"}
+
+    def _repr_markdown_(self) -> str:
+        found = [super()._repr_markdown_()]
+        if self.verdicts: found += rows_shown("verdicts", ("gate", "verdict", "why"), [(v.gate, v.phase, v.reason) for v in self.verdicts])
+        keys = ("segment", "value", "rows", "disagreement", "low", "high", "mean_difference")
+        if self.segments: found += rows_shown("segments", keys, [tuple(s.get(k) for k in keys) for s in self.segments[:12]])
+        return "\n".join(found)
+
+
+def rows_shown(title: str, head: tuple[str, ...], rows: list[tuple]) -> list[str]:
+    "A Markdown table, as lines; what is in it stays text."
+    return ["", f"**{title}**", "", f"| {' | '.join(h.replace('_', ' ') for h in head)} |", f"|{' --- |' * len(head)}",
+            *(f"| {' | '.join(map(shown, row))} |" for row in rows)]
 
 
 def _accuracies(pairs: "pd.DataFrame", threshold: float) -> dict:

@@ -48,7 +48,7 @@ class Answering:
     "A request on its way: `outputs`, `shares` and `failed` are complete when `future` is done."
 
     def __init__(self, predictor: "Predictor", followed: Followed, asked: Question, at: str):
-        self.predictor, self.route, self.asked, self.at = predictor, followed.route, asked, at
+        self.predictor, self.route, self.asked, self.at, self.awaited = predictor, followed.route, asked, at, followed.awaited
         self.raw = [orjson.dumps(r) for r in asked.records]  # once for the host, the shadows and the log
         self.outputs: list[float | None] = [None] * len(self.raw)
         self.shares: list[tuple[str, str]] = [("default", self.route.default)] * len(self.raw)  # variant, version
@@ -62,6 +62,7 @@ class Answering:
         route = self.route
         for i, unit in enumerate(self.asked.units):
             share = assign(unit, route.salt, route.shares) if route.shares else None
+            if share and share.version in self.awaited: share = None
             self.ask(i, *((share.variant, share.version) if share else ("default", route.default)))
         return self
 
@@ -146,7 +147,7 @@ def copy_to_shadows(predictor: Predictor, answering: Answering) -> None:
     "Send the rows on to every living shadow; nobody waits for what comes back."
     asked, route = answering.asked, answering.route
     for shadow in route.shadows:
-        if not living(shadow, answering.at): continue
+        if not living(shadow, answering.at) or shadow.version in answering.awaited: continue
         link = predictor.link(route.model, shadow.version)
         for i, unit in enumerate(asked.units):
             if shadow.version == answering.shares[i][1]: continue
@@ -229,10 +230,11 @@ def describe(predictor: Predictor, followed: Followed, version: str | None = Non
 
 
 def pinned(followed: Followed, version: str | None) -> Followed:
-    "The route as if one version answered everybody; raises `Refused` (404) for one that takes no traffic."
+    "The route as if one version answered everybody; raises `Refused`: 404 for one that takes no traffic, 503 for one still awaited."
     route = followed.route
     answering = dict.fromkeys([route.default, *(s.version for s in route.shares if s.percentage)])
     if version not in answering: raise Refused(f"{route.model} {version[:80]!r} takes no traffic here; asked by name can be {', '.join(answering)}", 404)
+    if version in followed.awaited: raise Refused(f"{route.model} {version} has not come up yet", 503)
     return replace(followed, route=replace(route, default=version, shares=(Share("pinned", version, 100.0),), shadows=()))
 
 
@@ -245,7 +247,7 @@ def standing(predictor: Predictor) -> dict:
         route, links = followed.route if followed else None, {v: link for (m, v), link in follower.links.items() if m == model}
         hosts = {v: {"ready": k.ready, "fenced": k.fenced, "pid": (k.hello or {}).get("pid"), "waiting": k.waiting} for v, k in links.items()}
         models[model] = {"revision": route and route.revision, "wanted": wanted.revision, "default": route and route.default,
-                         "missing": follower.missing(wanted), "hosts": hosts}
+                         "missing": follower.missing(wanted), "awaited": sorted(followed.awaited) if followed else [], "hosts": hosts}
     ready = all(m["revision"] is not None and m["hosts"].get(m["default"], {}).get("ready") for m in models.values())
     return {"environment": predictor.environment, "ready": ready, "shadows_waiting": predictor.shadows_waiting, "routes": models}
 

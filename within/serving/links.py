@@ -178,8 +178,9 @@ class Followed:
     route: Route
     kinds: dict[str, str] = field(default_factory=dict)  # every known feature -> kind; the default's word counts
     columns: tuple[str, ...] = ()                        # the default's features in its order, for values by position
+    awaited: frozenset[str] = frozenset()                # versions that have not come up since the gateway's start: the default answers their share
 
-
+# %% ../../nbs/lib/448_serving.links.ipynb #5b1d44e8
 class Follower:
     "The links and routes of one gateway."
 
@@ -208,10 +209,13 @@ class Follower:
         for model in set(self.routes) - set(self.wanted): del self.routes[model]
         for model, route in self.wanted.items():
             before = self.routes.get(model)
-            if before and before.route == route and before.kinds: continue
+            same = before is not None and before.route == route
+            if same and before.kinds and not before.awaited: continue
             missing, since = self.missing(route), self._since.setdefault((model, route.revision), now)
-            if not missing or (route.default not in missing and now - since > self._patience):
-                self.routes[model] = Followed(route, self.kinds(route), columns(self.link(route.model, route.default)))
+            waited, fresh = now - since > self._patience, before is None or same
+            if not missing or (route.default not in missing and (waited or fresh)):
+                awaited = frozenset() if waited else frozenset(missing)
+                self.routes[model] = Followed(route, self.kinds(route), columns(self.link(route.model, route.default)), awaited)
         needed = {(m, v) for f in self.routes.values() for m, v in ((f.route.model, v) for v in f.route.versions)}
         needed |= {(m, v) for m, r in self.wanted.items() for v in r.versions}
         defaults = {(r.model, r.default) for r in (*self.wanted.values(), *(f.route for f in self.routes.values()))}

@@ -638,7 +638,7 @@ os.register_at_fork(after_in_child=lambda: [h.close() for h in (_KEPT.pop(k) for
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #2888a5bf
 def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configured or any free port
-                ready: bool = True, # wait until the routed default versions answer
+                ready: bool = True, # wait until the routed default versions answer, and for a while until the others do
                 seconds: float = 60.0) -> str:
     "The address of the environment's gateway, started when it is not running; raises `ServingError` with the reason."
     ask_kept(ctx, {"want": checked_name("environment", environment), "port": port})
@@ -649,7 +649,8 @@ def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configur
             except ServingError as e: status, said = 0, str(e)
             if status == 200:
                 said, routed = f"its hosts do not answer: {answer['routes']}", {r.model for r in routes(ctx, environment)}
-                if not ready or (answer["ready"] and routed <= set(answer["routes"])): return place["url"]
+                whole = answer["ready"] and routed <= set(answer["routes"]) and not any(m.get("awaited") for m in answer["routes"].values())
+                if not ready or whole: return place["url"]
         time.sleep(0.03)
     failing = [h for h in ask_kept(ctx, {}).get("hosts", []) if h["restarts"] or h["fence"]] or [{"name": f"gateway-{environment}", "fence": "", "said": ""}]
     why = ": ".join(filter(None, (failing[0]["fence"] and f"fenced, {failing[0]['fence']}", failing[0]["said"], last_lines(ctx, failing[0]["name"]))))
