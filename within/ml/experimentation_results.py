@@ -252,7 +252,7 @@ def judged(looks: Looks, measures: Sequence[Measure], shares: Mapping[str, float
                         (ratio, *(v for vs in found.values() for v in vs), *secondary), looks.labels[0], "", looks.labels[-1], since, dict(faults or {}),
                         trajectory_rows(looks, measures, paths, ratios))
 
-
+# %% ../../nbs/lib/518_ml.experimentation_results.ipynb #60e66605
 def figures(looks: Looks, measures: Sequence[Measure]) -> dict:
     "variant -> units and the last value of each measure (and how much of its variance was known before)."
     return {v: {"units": int(looks.units[-1, j])} | {m.name: float(looks.series[m.name, v].value[-1]) for m in measures}
