@@ -10,13 +10,14 @@ from within.clock import FrozenClock, iso, parse_time
 from within.context import Context
 from within.errors import Conflict, InvalidInput, NotApproved, StageNotReady, UnknownModelVersion
 from within.ledger import entries
-from within.ml.experimentation import ABTest, share_difference, share_of
+from within.ml.experimentation import ABTest, analyze, analyze_summaries, share_difference, share_of
 from within.ml.models import AdScorePredictor
 from within.ml.registry import ModelRegistry
 from within.observations import PredictionLog
 from within.serving.routes import Shadow, Share, change, current
 from within.serving.supervisor import release
 from within.stats.intervals import proportion_interval
+from within.stats.sequential import mean_difference_confseq
 from within.verdicts import Phase
 from within.windows import parse_duration
 
@@ -212,3 +213,185 @@ def test_two_weeks_pass_through_the_real_gateway(ctx):
     log = PredictionLog(ctx, "production").predictions(START, ctx.now(), MODEL)
     assert log.groupby("unit")["variant"].nunique().max() == 1, "a unit keeps its variant"
     assert test.get_results() == result and not current(ctx, "production", MODEL).shares
+
+# --- experiments that ran elsewhere ----------------------------------------------------------------------------------------------------------------
+
+def traffic(units=6_000, days=10, rates=(0.20, 0.24), seed=0, each=1) -> pd.DataFrame:
+    "Visits of two arms over some days, a unit as often as `each` says."
+    rng = np.random.default_rng(seed)
+    arm = rng.integers(0, 2, units)
+    who, arm = np.repeat(np.arange(units), each), np.repeat(arm, each)
+    return pd.DataFrame({"who": who, "arm": np.array(["control", "new"])[arm], "day": rng.integers(0, days, units * each),
+                         "bought": (rng.random(units * each) < np.asarray(rates)[arm]).astype(float), "spent": rng.gamma(2.0, 10.0, units * each)})
+
+
+def test_a_frame_a_file_an_arrow_table_and_an_expression_say_the_same(tmp_path):
+    import ibis
+    import pyarrow as pa
+    frame = traffic()
+    frame.to_parquet(tmp_path / "events.parquet", index=False)
+    sources = (frame, tmp_path / "events.parquet", str(tmp_path / "events.parquet"), pa.Table.from_pandas(frame), ibis.memtable(frame))
+    said = [analyze(s, "who", "arm", ["bought", "spent"], time="day") for s in sources]
+    assert said[0].winner == "new" and len({(s.reason, s.decided_on) for s in said}) == 1
+    for other in said[1:]: pd.testing.assert_frame_equal(said[0].trajectory, other.trajectory)
+
+
+def test_every_day_is_what_would_have_been_said_on_that_day():
+    "Units come back on several days; the sums of the engine are those of a plain calculation on the rows up to each day."
+    frame = traffic(units=2_000, each=4)
+    for of in ("rows", "total", "any"):
+        course = analyze(frame, "who", "arm", [{"name": "spent", "of": of}], time="day").trajectory
+        for day in (0, 4, 9):
+            until, row = frame[frame["day"] <= day], course.iloc[day]
+            alone = analyze(until, "who", "arm", [{"name": "spent", "of": of}])
+            assert np.allclose([row["effect"], row["low"], row["high"]], [alone.effect, *alone.interval], equal_nan=True), (of, day)
+            by_unit = until.groupby(["arm", "who"])["spent"].agg(["sum", "count"]).reset_index()
+            value = by_unit["sum"] if of == "total" else (by_unit["sum"] > 0).astype(float)
+            mean = by_unit.groupby("arm")["sum"].sum() / by_unit.groupby("arm")["count"].sum() if of == "rows" else value.groupby(by_unit["arm"]).mean()
+            assert np.isclose(row["effect"], mean["new"] - mean["control"])
+
+
+def test_an_average_over_units_has_the_interval_of_plain_numpy():
+    frame = traffic(units=3_000, each=3)
+    result = analyze(frame, "who", "arm", [{"name": "spent", "of": "total"}])
+    a, b = (frame[frame["arm"] == v].groupby("who")["spent"].sum() for v in ("new", "control"))
+    low, high = mean_difference_confseq(len(a), a.mean(), a.var(), len(b), b.mean(), b.var())
+    assert np.allclose([result.effect, *result.interval], [a.mean() - b.mean(), low, high])
+
+
+def test_people_who_cannot_be_counted_are_left_out_counted_and_named():
+    frame = traffic()
+    frame.loc[frame["who"] == 0, "arm"] = "control"
+    wrong = pd.DataFrame({"who": [0, 10_001, np.nan, 10_002], "arm": ["new", None, "new", "control"], "day": [9, 3, 3, 2], "bought": [1.0, 1, 1, np.inf]})
+    frame["page"] = frame["arm"].map({"control": "old", "new": "fresh"})
+    frame.loc[frame["who"] == 5, "page"] = "neither"
+    wrong["page"] = ["fresh", "old", "fresh", "old"]
+    result = analyze(pd.concat([frame, wrong]), "who", "arm", "bought", time="day", received="page", promised={"control": "old", "new": "fresh"})
+    assert result.faults["in two variants"] == {"units": 1, "rows": 2, "example": "0.0"}
+    assert result.faults["without variant"] == {"units": 1, "rows": 1, "example": "10001.0"} and result.faults["without unit"] == {"units": 0, "rows": 1}
+    assert result.faults["received another"]["units"] == 1 and result.faults["infinite bought"] == {"rows": 1}
+    clean = analyze(frame[~frame["who"].isin([0, 5])], "who", "arm", "bought", time="day")
+    assert result.effect == clean.effect and result.interval == clean.interval
+
+
+def test_missing_values_are_not_measured_and_not_zero():
+    frame = traffic()
+    frame.loc[frame.index % 2 == 0, "bought"] = np.nan
+    result = analyze(frame, "who", "arm", "bought", time="day")
+    known = frame.dropna(subset=["bought"]).groupby("arm")["bought"].mean()
+    assert np.isclose(result.effect, known["new"] - known["control"]) and result.metrics["new"]["units"] == (frame["arm"] == "new").sum()
+    nothing = analyze(frame.assign(bought=np.nan), "who", "arm", "bought", time="day")
+    assert (nothing.status, nothing.winner) == ("inconclusive", None)
+
+
+def test_names_are_only_names():
+    hostile = {"control": "'); DROP TABLE x; --", "new": "<script>alert(1)</script>|\n\"ü"}
+    frame = traffic().rename(columns={"bought": "select * from \"x\"", "who": "group by", "arm": "variant'"})
+    frame["variant'"] = frame["variant'"].map(hostile)
+    result = analyze(frame, "group by", "variant'", "select * from \"x\"", time="day", control=hostile["control"])
+    assert result.winner == hostile["new"] and "<script>" not in result._repr_markdown_()
+
+
+def test_an_experiment_without_a_time_or_with_text_for_one():
+    frame = traffic()
+    frame["at"] = (pd.Timestamp("2024-02-27") + pd.to_timedelta(frame["day"], unit="D")).dt.strftime("%Y-%m-%d %H:%M:%S")
+    dated = analyze(frame, "who", "arm", "bought", time="at")
+    assert (dated.started_at, dated.looked_at) == ("2024-02-27", "2024-03-07") and len(dated.trajectory) == 10
+    assert np.isclose(analyze(frame, "who", "arm", "bought").effect, dated.effect)
+    with pytest.raises(InvalidInput, match="time cannot be read"): analyze(frame.assign(at="yesterday"), "who", "arm", "bought", time="at")
+
+
+@pytest.mark.parametrize(("changed", "says"), [
+    ({"metrics": "bougt"}, "did you mean 'bought'"), ({"unit": "nobody"}, "unknown column"), ({"metrics": []}, "no metric"),
+    ({"metrics": "arm"}, "is a string"),
+    ({"metrics": [{"name": "bought", "of": "median"}]}, "unknown of"), ({"metrics": [{"name": "bought", "margin": -1}]}, "margin of bought"),
+    ({"metrics": ["bought", "bought"]}, "listed twice"), ({"metrics": 5}, "metrics is 5"), ({"control": "contrl"}, "did you mean 'control'"),
+    ({"shares": {"control": 50, "new": 0}}, "above 0"), ({"shares": {"control": 50, "old": 50}}, "unknown variant 'new'"), ({"alpha": 5}, "alpha"),
+    ({"minimum": "a week"}, "not a duration"), ({"maximum": -3}, "number of days above 0"), ({"correction": "bonferoni"}, "unknown correction"),
+    ({"received": "arm"}, "both or neither"), ({"tight_at": 0}, "tight_at"), ({"table": 7}, "not a int"), ({"time": "arm"}, "time cannot be read")])
+def test_an_analysis_that_cannot_be_meant_is_refused(changed, says):
+    with pytest.raises(InvalidInput, match=says): analyze(**{"table": traffic(200), "unit": "who", "variant": "arm", "metrics": ["bought", "spent"]} | changed)
+
+
+@pytest.mark.parametrize(("frame", "says"), [
+    (traffic(0), "no unit can be counted"), (traffic(100).assign(arm="control"), "1 variants"), (traffic(100).assign(arm=None), "no unit can be counted"),
+    (traffic(200).assign(arm=range(200)), "2 to 50")])
+def test_tables_that_are_no_experiment(frame, says):
+    with pytest.raises(InvalidInput, match=says): analyze(frame, "who", "arm", "bought")
+
+
+def test_the_ratio_comes_first_and_blocks():
+    frame = traffic(rates=(0.1, 0.5))
+    torn = frame[(frame["arm"] == "control") | (frame["who"] % 5 > 0)]
+    result = analyze(torn, "who", "arm", "bought", time="day", maximum="30d")
+    assert (result.status, result.winner) == ("inconclusive", None) and "not compatible with the promised shares" in result.reason
+    assert analyze(torn, "who", "arm", "bought", time="day", shares={"control": 5, "new": 4}).winner == "new"
+    assert analyze(frame, "who", "arm", "bought", shares={"control": 1, "new": 1, "third": 1}).status == "inconclusive", "an arm that nobody got"
+
+
+def test_durations_and_the_day_of_the_decision():
+    frame = traffic(rates=(0.2, 0.3))
+    late = analyze(frame, "who", "arm", "bought", time="day", minimum="8d")
+    early = analyze(frame, "who", "arm", "bought", time="day")
+    assert early.winner == late.winner == "new" and int(early.decided_on[4:]) < int(late.decided_on[4:]) == 7
+    assert analyze(frame, "who", "arm", "bought", time="day", minimum="12d").status == "running"
+    same = traffic(rates=(0.2, 0.2))
+    assert analyze(same, "who", "arm", "bought", time="day", maximum="14d").status == "running"
+    assert analyze(same, "who", "arm", "bought", time="day", maximum="10d").status == "inconclusive"
+
+
+def test_less_is_better_and_guardrails_hold_or_not():
+    frame = traffic(rates=(0.3, 0.2))
+    frame["slow"] = np.random.default_rng(1).random(len(frame)) < np.where(frame["arm"] == "new", 0.30, 0.10)
+    assert analyze(frame, "who", "arm", [{"name": "bought", "better": "less"}]).winner == "new" and analyze(frame, "who", "arm", "bought").winner == "control"
+    rail = {"name": "slow", "priority": "guardrail", "better": "less", "margin": 0.05}
+    broken = analyze(frame, "who", "arm", [{"name": "bought", "better": "less"}, rail])
+    assert broken.winner == "control" and "slow of new" in broken.reason
+    assert analyze(frame, "who", "arm", [{"name": "bought", "better": "less"}, {**rail, "margin": 0.4}]).winner == "new"
+
+
+def test_summaries_say_what_their_events_say():
+    frame = traffic()
+    melted = frame.melt(["arm", "day", "who"], ["bought", "spent"], "metric")
+    long = melted.groupby(["day", "arm", "metric"])["value"].agg(["size", "mean", "var"]).reset_index()
+    long.columns = ["day", "variant", "metric", "units", "mean", "variance"]
+    ours, theirs = analyze(frame, "who", "arm", ["spent", "bought"], time="day"), analyze_summaries(long, ["spent", "bought"])
+    a, b = (r.trajectory[r.trajectory["metric"] == "spent"][["effect", "low", "high", "p"]] for r in (ours, theirs))
+    assert np.allclose(a, b) and theirs.srm == ours.srm
+
+
+@pytest.mark.parametrize(("changed", "says"), [
+    ({"hits": [5.0, 60.0]}, "cannot be"), ({"units": [np.nan, 50]}, "cannot be"), ({"units": [-1, 50]}, "cannot be"), ({"units": ["many", 50]}, "not a number"),
+    ({"variant": ["a", None]}, "no variant"), ({"variant": ["a", "a"]}, "two rows"), ({"hits": [np.inf, 1]}, "cannot be")])
+def test_summaries_that_cannot_be_are_refused(changed, says):
+    frame = pd.DataFrame({"variant": ["a", "b"], "units": [50, 50], "hits": [5.0, 6.0]}).assign(**changed)
+    with pytest.raises(InvalidInput, match=says): analyze_summaries(frame)
+    with pytest.raises(InvalidInput, match="lack the column"): analyze_summaries(frame.drop(columns="hits"))
+    with pytest.raises(InvalidInput, match="pandas frame"): analyze_summaries([1])
+
+
+def test_looked_at_every_day_an_a_a_experiment_is_rarely_decided():
+    "Two hundred experiments with three equal variants and two secondary metrics, looked at on fourteen days."
+    rng, false, claimed = np.random.default_rng(3), 0, 0
+    for _ in range(200):
+        n, units = 14, 3 * 14
+        lines = pd.DataFrame({"variant": ["control", "a", "b"] * n, "day": np.repeat(np.arange(n), 3), "units": 300})
+        frames = [lines.assign(metric=m, mean=rng.normal(5, 2 / 300**0.5, units), variance=4.0) for m in ("one", "two", "three")]
+        result = analyze_summaries(pd.concat(frames), shares={"control": 1, "a": 1, "b": 1})
+        course = result.trajectory[result.trajectory["metric"] == "one"]
+        false += bool(((course["low"] > 0) | (course["high"] < 0)).any())
+        claimed += bool((result.effects.loc[result.effects["role"] == "secondary", "adjusted_p"] <= 0.05).any())
+    assert proportion_interval(false, 200).low <= 0.05 and proportion_interval(claimed, 200).low <= 0.05, (false, claimed)
+
+
+def test_what_was_known_before_sharpens_and_does_not_shift():
+    "The estimate with CUPED lies inside its interval as often as promised, and the interval is half as wide."
+    rng, inside, width = np.random.default_rng(4), 0, []
+    for _ in range(60):
+        frame = traffic(2_000, seed=int(rng.integers(1e9)))
+        frame["past"] = rng.gamma(2.0, 10.0, len(frame))
+        frame["spent"] = frame["past"] + rng.normal(0, 5, len(frame)) + 1.0 * (frame["arm"] == "new")
+        sharp, plain = (analyze(frame, "who", "arm", [{"name": "spent", "before": before}]) for before in ("past", None))
+        inside += sharp.interval[0] <= 1.0 <= sharp.interval[1]
+        width.append((sharp.interval[1] - sharp.interval[0]) / (plain.interval[1] - plain.interval[0]))
+    assert inside >= 57 and np.median(width) < 0.45 and sharp.metrics["new"]["spent known before"] > 0.8

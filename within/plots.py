@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'PHASE_COLOURS', 'SIGNS', 'png', 'blank', 'finished', 'forest',
            'drift_forest', 'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement',
-           'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'rollout_picture']
+           'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'trajectory_picture',
+           'day_effect_picture', 'rollout_picture']
 
 # %% ../nbs/lib/708_plots.ipynb #01a2d1e2
 import io
@@ -185,6 +186,53 @@ def segment_picture(report: Any, most: int = 14) -> Any:
     names = [f"{r['segment']} {r['value']} ({r['rows']:,})".replace("all  ", "all ") for r in rows]
     shares = [tuple(100 * r[k] for k in ("disagreement", "low", "high")) for r in rows]
     return forest([(n, *s) for n, s in zip(names, shares, strict=True)], "answers on the other side of the threshold (%)", most=most)
+
+# %% ../nbs/lib/708_plots.ipynb #1814bf11
+def _course(result: Any, metric: str | None, variant: str | None) -> tuple[pd.DataFrame, float, str]:
+    "(rows of one metric and variant, factor, axis text); shares are told in percentage points."
+    rows = result.trajectory
+    if rows.empty: return rows, 1.0, ""
+    metric = metric or rows["metric"].iloc[0]
+    rows = rows[(rows["metric"] == metric) & (rows["variant"] == (variant or rows["variant"].iloc[0]))]
+    if rows.empty: raise InvalidInput(f"the trajectory has no metric {metric!r} of variant {variant!r}")
+    share = bool(rows[["value", "control"]].stack().dropna().between(0, 1).all())
+    return rows, 100.0 if share else 1.0, f"difference in {metric} ({'percentage points' if share else 'its own unit'})"
+
+
+def trajectory_picture(result: Any, metric: str | None = None, variant: str | None = None) -> Any:
+    "Effect and band by day since the start, with the day of the decision; the first metric and variant by default."
+    rows, factor, text = _course(result, metric, variant)
+    told = rows[np.isfinite(rows[["low", "high"]].astype(float)).all(axis=1)] if len(rows) else rows
+    if told.empty: return "no day can be drawn yet"
+    day = told["since_start"].astype(float) + 1
+    figure, axes = blank("day of the experiment", text)
+    effect, low, high = (factor * told[c].astype(float) for c in ("effect", "low", "high"))
+    axes.fill_between(day, low, high, color=BLUE, alpha=0.18, linewidth=0, label="valid on every day")
+    axes.plot(day, effect, color=BLUE, linewidth=1.8, marker="o" if len(told) < 40 else None, markersize=3, label=told["variant"].iloc[0])
+    axes.axhline(0, color=GREY, linewidth=1.2, linestyle="--")
+    decided = told[told["day"] == result.decided_on] if result.decided_on else told.head(0)
+    if len(decided): axes.axvline(decided["since_start"].iloc[0] + 1, color=GREEN, linestyle=":", linewidth=1.6, label=f"decided on {result.decided_on}")
+    spread = factor * float(np.nanmax(np.abs(told[["low", "high"]].astype(float).iloc[len(told) // 3])))
+    axes.set_ylim(-2.5 * spread, 2.5 * spread)   # the first bands are wide and would flatten all that follows
+    return finished(figure, axes)
+
+
+def day_effect_picture(result: Any, metric: str | None = None, variant: str | None = None) -> Any:
+    "The effect of each day alone with its ordinary 95 % interval, by day since the start, weekends apart where days have dates."
+    rows, factor, text = _course(result, metric, variant)
+    if rows.empty or "today" not in rows or rows["today"].isna().all(): return "no single day can be drawn"
+    rows = rows[rows["today"].notna()]
+    day, effect = rows["since_start"].astype(float) + 1, factor * rows["today"].astype(float)
+    figure, axes = blank("day of the experiment", text)
+    dates = pd.to_datetime(rows["day"], errors="coerce", format="%Y-%m-%d")
+    weekend = (dates.dt.dayofweek >= 5).to_numpy()
+    for name, some, colour, sign in (("weekday" if weekend.any() else "the day alone", ~weekend, BLUE, "o"), ("weekend", weekend, ORANGE, "s")):
+        if not some.any(): continue
+        half = factor * (rows["today_high"] - rows["today_low"]).astype(float)[some] / 2
+        axes.errorbar(day[some], effect[some], half, fmt=sign, color=colour, markersize=4.5, linewidth=1.4, label=name)
+    axes.axhline(0, color=GREY, linewidth=1.2, linestyle="--")
+    axes.axhline(factor * float(rows["effect"].iloc[-1]), color=GREEN, linewidth=1.3, linestyle=":", label="all days together")
+    return finished(figure, axes)
 
 # %% ../nbs/lib/708_plots.ipynb #2bf72920
 SIGNS = {"start": ("o", BLUE), "advance": ("^", GREEN), "finish": ("*", GREEN), "hold": ("s", GREY), "pause": ("s", GREY), "ask": ("D", ORANGE),

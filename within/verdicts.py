@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int): return f"{int(value):,}"
     if isinstance(value, datetime): return f"{value:%Y-%m-%d %H:%M} UTC"
     if hasattr(value, "phase") and hasattr(value, "reason"): return shown(f"{value.phase}: {value.reason}")   # a verdict, as a sentence
-    if isinstance(value, Mapping): text = ", ".join(f"{k} {shown(v)}" for k, v in value.items())
+    if isinstance(value, Mapping): text = ", ".join(f"{shown(str(k))} {shown(v)}" for k, v in value.items())
     elif hasattr(value, "tolist"): text = ", ".join(shown(v) for v in value.tolist())
     elif isinstance(value, (list, tuple)): text = ", ".join(shown(v) for v in value)
     elif isinstance(value, Enum): text = str(value.value)
