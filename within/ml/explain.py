@@ -32,7 +32,8 @@ def looked_at(model: Any, rows: Any, # a split, or a frame
 
 # %% ../../nbs/lib/415_ml.explain.ipynb #5860fbd3
 def _losses(metric: str, y: np.ndarray, answers: np.ndarray, threshold: float) -> tuple[np.ndarray, Any]:
-    if (form := ingredients(metric, y, answers, threshold)) is None: raise InvalidInput(f"{metric} is no figure that can be averaged over rows; use rmse, mae, brier or log_loss")
+    if (form := ingredients(metric, y, answers, threshold)) is None:
+        raise InvalidInput(f"{metric} is no figure that can be averaged over rows; use rmse, mae, brier or log_loss")
     return form
 
 
@@ -76,7 +77,8 @@ def importance_table(new: pd.DataFrame, old: pd.DataFrame | None, shares: Mappin
     now = new.set_index("feature").to_dict("index")
     def row(feature: str) -> dict:
         spans = {k: now.get(feature, {}).get(k) for k in ("rise", "low", "high")}
-        return {"feature": feature, **spans, "share": shares.get(feature), "rise before": before.get(feature, {}).get("rise"), "share before": shares_before.get(feature)}
+        was = {"rise before": before.get(feature, {}).get("rise"), "share before": shares_before.get(feature)}
+        return {"feature": feature, **spans, "share": shares.get(feature), **was}
     return [row(f) for f in dict.fromkeys([*now, *before])]
 
 # %% ../../nbs/lib/415_ml.explain.ipynb #89316fab
@@ -85,7 +87,7 @@ SEGMENT_VALUES = 40
 
 def segment_table(frame: pd.DataFrame, # columns y, answer, perhaps before (the champion's answer), and the segments
                   segments: Sequence[str], metric: str = "rmse", clusters: Any = None, few: int = 200, seed: int = 0) -> list[dict]:
-    "segment, value, rows, error, low, high, bias, before (None without a champion), few (fewer rows than are judged); the worst error of each segment first."
+    "segment, value, rows, error, low, high, bias, before (None: no champion), few (fewer rows than are judged); each segment's worst error first."
     rows = []
     for segment in (s for s in segments if s in frame):
         names = frame[segment].astype("string").fillna("(missing)")
@@ -160,7 +162,8 @@ def strangest_cases(frame: pd.DataFrame, reference: pd.DataFrame, kinds: Mapping
     found = []
     for i in np.argsort(-score, kind="stable")[:most]:
         rare = shares.iloc[i].sort_values(kind="stable").head(3).items()
-        word = {"text": "{:.2g} % of its words are known", "number": "{:.2g} % of the training rows lie as far out", "category": "{:.2g} % of the training rows have it"}
+        word = {"text": "{:.2g} % of its words are known", "number": "{:.2g} % of the training rows lie as far out",
+                "category": "{:.2g} % of the training rows have it"}
         why = ", ".join(f"{f} = {value_text(frame[f].iloc[i])} ({word[kinds[f]].format(100 * s)})" for f, s in rare)
         found.append({**_case(frame.iloc[i], columns, why), "strangeness": float(score[i])})
     return found
@@ -182,7 +185,7 @@ def explained(model: Any, champion: Any, # None before the first
     both = [*model.features, *(champion.features if champion is not None else ())]
     frame = looked_at(model, test, [*both, *segments, target, *([unit] if unit else [])], seed)
     y, clusters = outcomes(frame, target, model.task), units(frame, unit)
-    answers = {"answer": np.asarray(model.predict(frame[model.features])), **({"before": np.asarray(champion.predict(frame[champion.features]))} if champion is not None else {})}
+    answers = {name: np.asarray(m.predict(frame[m.features])) for name, m in (("answer", model), ("before", champion)) if m is not None}
     scored = frame.assign(y=y, **answers)
     pushed, pushed_before = (contributions_of(m, frame.head(SHAP_ROWS)) if m is not None else None for m in (model, champion))
     several = lambda m: m is not None and len(m.features) > 1   # noqa: E731
@@ -194,5 +197,6 @@ def explained(model: Any, champion: Any, # None before the first
     known = looked_at(model, train, model.features, seed, most=20_000)
     return {"metric": metric, "rows": len(frame), "units": None if clusters is None else int(clusters.max()) + 1, "notes": notes,
             "importance": importance_table(now, old, shap_shares(pushed), shap_shares(pushed_before)),
-            "segments": segment_table(scored, segments, metric, clusters, few, seed), "worst": worst_cases(scored, list(dict.fromkeys(leading)), lambda rows: contributions_of(model, rows)),
+            "segments": segment_table(scored, segments, metric, clusters, few, seed),
+            "worst": worst_cases(scored, list(dict.fromkeys(leading)), lambda rows: contributions_of(model, rows)),
             "strangest": strangest_cases(scored, known, kinds_of(model), list(dict.fromkeys(leading)))}
