@@ -87,7 +87,7 @@ SEGMENT_VALUES = 40
 
 def segment_table(frame: pd.DataFrame, # columns y, answer, perhaps before (the champion's answer), and the segments
                   segments: Sequence[str], metric: str = "rmse", clusters: Any = None, few: int = 200, seed: int = 0) -> list[dict]:
-    "segment, value, rows, error, low, high, bias, before (None: no champion), few (fewer rows than are judged); each segment's worst error first."
+    "segment, value, rows, error, low, high, bias, before (None: no champion), few (rows to judge); each segment's worst error first."
     rows = []
     for segment in (s for s in segments if s in frame):
         names = frame[segment].astype("string").fillna("(missing)")
@@ -110,7 +110,7 @@ def segment_table(frame: pd.DataFrame, # columns y, answer, perhaps before (the 
 def rarity(values: pd.Series, reference: pd.Series, # one column of the rows, and of the training rows
            kind: str # number, category or text
            ) -> np.ndarray: # shape (rows,), 0 < share <= 1
-    "For each value the share of training values that are as far out (both tails together), or that are the same category; never 0, because training is a sample."
+    "For each value the share of training values that are as far out (both tails together), or the same category; never 0, because training is a sample."
     floor = 1 / (len(reference) + 1)
     if kind == "text":
         known = set(" ".join(reference.dropna().astype(str)).lower().split())
