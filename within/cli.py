@@ -8,7 +8,7 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan', 'retrain', 'called', 'run_rows',
            'runs', 'show', 'needs_of', 'event_lines', 'shares_of', 'mib', 'milliseconds', 'print_serving',
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
-           'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'routed_models',
+           'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register', 'bootstrap',
            'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'up',
            'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
@@ -434,6 +434,19 @@ def reject(target: Annotated[str, typer.Argument(help="A run's id, or name@versi
     "Say that users must not see the answers of a run's model; the run then ends as declined."
     changing("approve", reviewer)
     decide(target, reviewer, note, False)
+
+# %% ../nbs/lib/790_cli.ipynb #a7c41d21
+@app.command()
+def packet(run: Annotated[str, typer.Argument(help="A run's id, as `within runs` shows it; it must have come to the review.")]) -> None:
+    """Write the review packet of a run: one page for the person who signs.
+
+    It says what failed or is unclear, what changed since the champion, what the model looks at, whom it serves badly, which rows to look at, and who signed.
+    It opens offline and prints. Every line of its model card names the ledger entry it rests on. Run it again after an approval to see the signature in it.
+    """
+    from within.runs.folder import find_run
+    from within.runs.packet import write_packet
+    ctx = open_context()
+    typer.echo(str(write_packet(ctx, find_run(ctx.settings.home, run))))
 
 # %% ../nbs/lib/790_cli.ipynb #4ded910d
 def routed_models(ctx: Any) -> list[str]: return sorted({r.body["model"] for r in ctx.store.find("route")})

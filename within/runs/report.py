@@ -200,6 +200,7 @@ def stage_view(folder: RunFolder, stage: str, done: bool, failed: str = "") -> S
     decision = body.get("decision", {})
     links = [(k, folder.relative(files[f])) for k, f in (("notebook", "nb"), ("page", "html")) if body and files[f].is_file()]
     source = next((p for p in (folder.path / "stages").glob("*.ipynb") if stage in (p.stem, p.stem.partition("_")[2])), None)
+    if stage == "review" and (folder.path / "packet.html").is_file(): links.append(("review packet", "packet.html"))
     state = decision.get("outcome") or ("error" if failed else "pending")
     changed = folder.intention["overrides"].get(stage, {})
     params = tuple((k, v) for k, v in body.get("params", {}).items() if k not in ("run",))
