@@ -122,7 +122,8 @@ def signatures(said: Any) -> list[tuple]:
     return [*((r, "not signed", "", "", "") for r in REVIEWS[:-1]), (REVIEWS[-1], *last)]
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #c591365c
-PRINT = "@page{margin:14mm}@media print{.scroll{overflow:visible}tr{break-inside:avoid}section{break-inside:auto}a{color:inherit}}"
+PRINT = """td:first-child{white-space:normal}td:nth-child(3){min-width:0}
+@page{margin:14mm}@media print{.scroll{overflow:visible}tr{break-inside:avoid}section{break-inside:auto}a{color:inherit}}"""
 
 
 def section(title: str, lead: str, *parts: str) -> str: return f"<section><h2>{text(title)}</h2><p>{text(lead)}</p>{''.join(parts)}</section>"
