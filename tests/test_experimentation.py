@@ -251,6 +251,16 @@ def test_every_day_is_what_would_have_been_said_on_that_day():
             assert np.isclose(row["effect"], mean["new"] - mean["control"])
 
 
+def test_a_long_experiment_is_asked_for_in_blocks_of_days_and_says_the_same(monkeypatch):
+    frame = traffic(units=1_000, each=5, days=90).assign(before=lambda f: f["who"] % 7)
+    metrics = [{"name": "spent", "of": "rows"}, {"name": "all", "column": "spent", "of": "total", "before": "before"}, {"name": "once", "column": "spent", "of": "any"}]
+    in_blocks = analyze(frame, "who", "arm", metrics, time="day")
+    monkeypatch.setattr("within.ml.experimentation_sums.BLOCK", 1_000)
+    at_once = analyze(frame, "who", "arm", metrics, time="day")
+    pd.testing.assert_frame_equal(in_blocks.trajectory, at_once.trajectory)
+    assert in_blocks.faults == at_once.faults and len(in_blocks.trajectory["day"].unique()) == 90
+
+
 def test_an_average_over_units_has_the_interval_of_plain_numpy():
     frame = traffic(units=3_000, each=3)
     result = analyze(frame, "who", "arm", [{"name": "spent", "of": "total"}])
