@@ -253,7 +253,8 @@ def test_every_day_is_what_would_have_been_said_on_that_day():
 
 def test_a_long_experiment_is_asked_for_in_blocks_of_days_and_says_the_same(monkeypatch):
     frame = traffic(units=1_000, each=5, days=90).assign(before=lambda f: f["who"] % 7)
-    metrics = [{"name": "spent", "of": "rows"}, {"name": "all", "column": "spent", "of": "total", "before": "before"}, {"name": "once", "column": "spent", "of": "any"}]
+    metrics = [{"name": "spent", "of": "rows"}, {"name": "all", "column": "spent", "of": "total", "before": "before"},
+               {"name": "once", "column": "spent", "of": "any"}]
     in_blocks = analyze(frame, "who", "arm", metrics, time="day")
     monkeypatch.setattr("within.ml.experimentation_sums.BLOCK", 1_000)
     at_once = analyze(frame, "who", "arm", metrics, time="day")

@@ -113,8 +113,8 @@ BLOCK, BATCH = 32, 100_000   # days asked for at once, units added up at once
 
 
 def unit_lines(seen: ibis.Table, measures: Sequence[Measure], days: Sequence[int]) -> ibis.Table:
-    """One row a unit: u, v_low, v_high, lost, rows, untimed, first (day), and for each measure wild, low, high, perhaps x, its value of each of the `days` (s0_0,
-    s0_1, …; missing without one), before them (s0_), and where rows are averaged how many (c0_0, …)."""
+    """One row a unit: u, v_low, v_high, lost, rows, untimed, first (day), and for each measure wild, low, high, perhaps x, its value of each of the `days`
+    (s0_0, s0_1, …; missing without one), before them (s0_), and where rows are averaged how many (c0_0, …)."""
     _ = ibis._
     out = {"v_low": _.v.min(), "v_high": _.v.max(), "lost": _.astray.max(), "rows": _.count(), "untimed": _.d.isnull().cast("int64").sum(), "first": _.d.min()}
     parts = [("", _.d < days[0]), *((str(k), _.d == day) for k, day in enumerate(days))]
