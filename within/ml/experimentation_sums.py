@@ -177,7 +177,8 @@ class Tally:
         "Count these units; `again` says that their first block was counted already, so that only its days are added."
         states = states_of(lines)
         for variant, mine in lines[states == "counted"].groupby("v_low", sort=False):
-            found = {"units": np.bincount(np.searchsorted(days, first := mine["first"][mine["first"].isin(days)].to_numpy(float)), minlength=len(days))[:len(days)]}
+            first = mine["first"][mine["first"].isin(days)].to_numpy(float)
+            found = {"units": np.bincount(np.searchsorted(days, first), minlength=len(days))}
             for i, m in enumerate(self.measures):
                 found |= growth(mine, i, m, len(days))
                 low, high = self.ranges.get((variant, i), (np.inf, -np.inf))
