@@ -29,6 +29,7 @@ from ..verdicts import Phase, Record, Verdict, worst
 from .evaluation import ModelEvaluator, answers, outcomes
 from .metrics import METRICS
 from .registry import ModelInfo, ModelRegistry
+from .robustness import robustness_checks
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #8d78f8bb
 def against_limit(gate: str, what: str, figure: float, low: float, high: float, least: float | None = None, most: float | None = None,
@@ -209,7 +210,8 @@ def not_built(suite: str) -> Callable:
     return checks
 
 
-CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks, "fairness": fairness_checks}
+CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks,
+                                "robustness": robustness_checks, "fairness": fairness_checks}
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #eaea32df
 @dataclass(frozen=True)
