@@ -37,9 +37,13 @@ def many():
 def test_a_good_model_passes_on_enough_rows(ctx, challenger, many):
     result = ModelValidator(challenger.id, ctx=ctx).validate(ALL, ["performance", "fairness"], test_data=many)
     assert result.passed and result.status is Phase.PASSED and not result.failures, result.failures
-    assert {s: p for s, p in result.suites.items() if p is not Phase.PASSED} == dict.fromkeys(["compliance", "integration"], Phase.INCONCLUSIVE)
+    others = {s: p for s, p in result.suites.items() if p is not Phase.PASSED}
+    assert others == {"robustness": Phase.FAILED, "compliance": Phase.FAILED, "integration": Phase.INCONCLUSIVE}
     gates = {v.gate: v for v in result.verdicts}
-    assert {g for g in gates if g.startswith("robustness")} == {f"robustness.{p}" for p in ("noise", "missing", "category_typos", "units")}
+    shaken = {g.partition(".")[2]: v.phase for g, v in gates.items() if g.startswith("robustness")}   # it leans on every value being there
+    assert shaken == {"noise": Phase.PASSED, "missing": Phase.FAILED, "category_typos": Phase.PASSED, "units": Phase.PASSED}
+    ruled = {g.partition(".")[2]: v for g, v in gates.items() if g.startswith("compliance")}
+    assert {r for r, v in ruled.items() if not v.passed} == {"model_card"} and "C6 the record lacks metrics, labels.owner" in ruled["model_card"].reason
     improvement = gates["performance.improvement"]
     assert improvement.low >= 5 and "2.1.0" in improvement.reason and "5 %" in improvement.reason
     assert {f"fairness.{s}.{m}" for s in ("platform", "industry", "ad_type") for m in ("rmse", "accuracy")} <= set(gates)

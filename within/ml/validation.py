@@ -26,6 +26,7 @@ from ..policies import SUITES, policy_digest
 from ..snapshots import open_snapshot, open_split
 from ..stats.intervals import group_sums, resampled_means
 from ..verdicts import Phase, Record, Verdict, worst
+from .compliance import compliance_checks
 from .evaluation import ModelEvaluator, answers, outcomes
 from .metrics import METRICS
 from .registry import ModelInfo, ModelRegistry
@@ -211,7 +212,7 @@ def not_built(suite: str) -> Callable:
 
 
 CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks,
-                                "robustness": robustness_checks, "fairness": fairness_checks}
+                                "robustness": robustness_checks, "fairness": fairness_checks, "compliance": compliance_checks}
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #eaea32df
 @dataclass(frozen=True)
