@@ -11,6 +11,7 @@ from within.ml.models import AdScorePredictor
 from within.ml.registry import ModelRegistry
 from within.ml.training import ModelTrainer
 from within.ml.validation import ModelValidator
+from within.runs.decisions import validated_decision
 from within.simulation import generate_ads
 from within.verdicts import Phase
 
@@ -47,6 +48,7 @@ def test_a_good_model_passes_on_enough_rows(ctx, challenger, many):
     improvement = gates["performance.improvement"]
     assert improvement.low >= 5 and "2.1.0" in improvement.reason and "5 %" in improvement.reason
     assert {f"fairness.{s}.{m}" for s in ("platform", "industry", "ad_type") for m in ("rmse", "accuracy")} <= set(gates)
+    assert validated_decision(result).passed and "not required, and not passed: robustness, compliance" in validated_decision(result).reason
     entry = entries(ctx, "validation", challenger.id)[-1]
     assert entry.body["passed"] is True and entry.body["digest"] == challenger.digest and entry.body["policy_digest"]
     assert "passed" in result._repr_markdown_()
@@ -87,6 +89,12 @@ def test_a_broken_check_is_an_error_and_never_a_pass(ctx, challenger, many, monk
     assert not result.passed and result.status is Phase.ERROR and any("ZeroDivisionError: oh" in f for f in result.failures)
     relaxed = ModelValidator(challenger.id, ctx=ctx).validate(["performance", "fairness"], ["performance"], test_data=many)
     assert relaxed.passed, "not required, so reported only"
+
+
+def test_robustness_and_compliance_can_be_required_and_then_decide(ctx, challenger, many):
+    result = ModelValidator(challenger.id, ctx=ctx).validate(["robustness", "compliance"], ["robustness", "compliance"], test_data=many)
+    assert not result.passed and result.status is Phase.FAILED
+    assert [f.partition(":")[0] for f in result.failures] == ["robustness", "compliance"] and "5% of the values missing" in result.failures[0]
 
 
 def test_a_suite_that_is_not_built_can_be_required_and_is_not_passed(ctx, challenger, many):

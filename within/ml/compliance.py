@@ -163,8 +163,8 @@ def retention_rule(ctx: Context, info: ModelInfo, most_days: int) -> Verdict:
     days = (ctx.now() - parse_time(first.isoformat())) / timedelta(days=1)
     phase, word = (Phase.PASSED, "within") if days <= most_days else (Phase.FAILED, "beyond")
     if days < 0: phase, word = Phase.INCONCLUSIVE, "in the future of this clock, which cannot be, whatever"
-    reason = f"the oldest training row is of {first:%Y-%m-%d}, {days:,.0f} days ago, {word} the {most_days:,} days that the policy allows"
-    return ruled("retention", phase, reason, figure=float(days), threshold=float(most_days))
+    reason = f"the oldest training row is of {first:%Y-%m-%d}, {days // 1:,.0f} days ago, {word} the {most_days:,} days that the policy allows"
+    return ruled("retention", phase, reason, figure=float(days // 1), threshold=float(most_days))
 
 
 def licence_of(ctx: Context, info: ModelInfo, noted: Mapping[str, str]) -> tuple[str, str]:
