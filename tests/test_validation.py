@@ -11,6 +11,7 @@ from within.ml.models import AdScorePredictor
 from within.ml.registry import ModelRegistry
 from within.ml.training import ModelTrainer
 from within.ml.validation import ModelValidator
+from within.runs.decisions import validated_decision
 from within.simulation import generate_ads
 from within.verdicts import Phase
 
@@ -37,11 +38,17 @@ def many():
 def test_a_good_model_passes_on_enough_rows(ctx, challenger, many):
     result = ModelValidator(challenger.id, ctx=ctx).validate(ALL, ["performance", "fairness"], test_data=many)
     assert result.passed and result.status is Phase.PASSED and not result.failures, result.failures
-    assert {s: p for s, p in result.suites.items() if p is not Phase.PASSED} == dict.fromkeys(["robustness", "compliance", "integration"], Phase.INCONCLUSIVE)
+    others = {s: p for s, p in result.suites.items() if p is not Phase.PASSED}
+    assert others == {"robustness": Phase.FAILED, "compliance": Phase.FAILED, "integration": Phase.INCONCLUSIVE}
     gates = {v.gate: v for v in result.verdicts}
+    shaken = {g.partition(".")[2]: v.phase for g, v in gates.items() if g.startswith("robustness")}   # it leans on every value being there
+    assert shaken == {"noise": Phase.PASSED, "missing": Phase.FAILED, "category_typos": Phase.PASSED, "units": Phase.PASSED}
+    ruled = {g.partition(".")[2]: v for g, v in gates.items() if g.startswith("compliance")}
+    assert {r for r, v in ruled.items() if not v.passed} == {"model_card"} and "C6 the record lacks metrics, labels.owner" in ruled["model_card"].reason
     improvement = gates["performance.improvement"]
     assert improvement.low >= 5 and "2.1.0" in improvement.reason and "5 %" in improvement.reason
     assert {f"fairness.{s}.{m}" for s in ("platform", "industry", "ad_type") for m in ("rmse", "accuracy")} <= set(gates)
+    assert validated_decision(result).passed and "not required, and not passed: robustness, compliance" in validated_decision(result).reason
     entry = entries(ctx, "validation", challenger.id)[-1]
     assert entry.body["passed"] is True and entry.body["digest"] == challenger.digest and entry.body["policy_digest"]
     assert "passed" in result._repr_markdown_()
@@ -84,8 +91,14 @@ def test_a_broken_check_is_an_error_and_never_a_pass(ctx, challenger, many, monk
     assert relaxed.passed, "not required, so reported only"
 
 
+def test_robustness_and_compliance_can_be_required_and_then_decide(ctx, challenger, many):
+    result = ModelValidator(challenger.id, ctx=ctx).validate(["robustness", "compliance"], ["robustness", "compliance"], test_data=many)
+    assert not result.passed and result.status is Phase.FAILED
+    assert [f.partition(":")[0] for f in result.failures] == ["robustness", "compliance"] and "5% of the values missing" in result.failures[0]
+
+
 def test_a_suite_that_is_not_built_can_be_required_and_is_not_passed(ctx, challenger, many):
-    result = ModelValidator(challenger.id, ctx=ctx).validate(["performance", "compliance"], ["performance", "compliance"], test_data=many)
+    result = ModelValidator(challenger.id, ctx=ctx).validate(["performance", "integration"], ["performance", "integration"], test_data=many)
     assert not result.passed and result.status is Phase.INCONCLUSIVE and "not built" in result.failures[-1]
 
 

@@ -26,9 +26,11 @@ from ..policies import SUITES, policy_digest
 from ..snapshots import open_snapshot, open_split
 from ..stats.intervals import group_sums, resampled_means
 from ..verdicts import Phase, Record, Verdict, worst
+from .compliance import compliance_checks
 from .evaluation import ModelEvaluator, answers, outcomes
 from .metrics import METRICS
 from .registry import ModelInfo, ModelRegistry
+from .robustness import robustness_checks
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #8d78f8bb
 def against_limit(gate: str, what: str, figure: float, low: float, high: float, least: float | None = None, most: float | None = None,
@@ -209,7 +211,8 @@ def not_built(suite: str) -> Callable:
     return checks
 
 
-CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks, "fairness": fairness_checks}
+CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks,
+                                "robustness": robustness_checks, "fairness": fairness_checks, "compliance": compliance_checks}
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #eaea32df
 @dataclass(frozen=True)

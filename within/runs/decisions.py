@@ -96,6 +96,8 @@ def validated_decision(result: Any) -> Decision:
     suites = {k: str(v) for k, v in result.suites.items()}
     open_ones = [k for k, v in suites.items() if v == "inconclusive" and k not in result.required]
     also = f"; could not be told: {', '.join(open_ones)}" if open_ones else ""
+    bad_ones = [k for k, v in suites.items() if v in ("failed", "error") and k not in result.required]
+    also += f"; not required, and not passed: {', '.join(bad_ones)}" if bad_ones else ""
     fine = f"all required suites passed ({', '.join(result.required)}) on {result.rows:,} rows"
     reason = (fine if result.passed else "; ".join(result.failures)) + also
     evidence = {"suites": suites, "required": list(result.required), "rows": result.rows, "rows from": result.rows_from}
