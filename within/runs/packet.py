@@ -55,7 +55,7 @@ def figures(ctx: Context, folder: RunFolder, bodies: Mapping[str, Mapping]) -> d
     "What `ml.explain` says of the run's model and its champion on the test rows, kept in the run's folder."
     place, out = folder.path / "files" / "packet.json", bodies["register"]["outputs"]
     if place.is_file() and (kept := read_json(place)).get("digest") == out["digest"]: return kept
-    from within.ml.evaluation import error_metric
+    from within.ml.evaluation import error_metric, not_learned_from
     from within.ml.explain import explained
     from within.ml.registry import ModelRegistry
     from within.snapshots import open_split
@@ -66,7 +66,10 @@ def figures(ctx: Context, folder: RunFolder, bodies: Mapping[str, Mapping]) -> d
     policy = ctx.policy(info.name)
     found = explained(model, champion, train, test, test.target, error_metric(policy, model.task), test.segments, test.unit,
                       policy.gates.minimum_segment_rows, ctx.seed)
-    settings = registry.get(info.name, out["champion"]).parameters if champion is not None else {}
+    before = registry.get(info.name, out["champion"]) if champion is not None else None
+    until, settings = (before.training_data_info.get("end_date"), before.parameters) if before is not None else (None, {})
+    if not_learned_from(test, policy.time, until, model.features)[1]:   # only said: its columns stand beside the new model's on the same rows
+        found["notes"] = [*found["notes"], f"The champion may have learned from some of these rows (up to {until}); they are not set aside, which favours it."]
     write_json(place, found := {**found, "digest": out["digest"], "champion": out.get("champion", ""), "champion settings": settings})
     return found
 
