@@ -24,6 +24,7 @@ from ..context import Context, resolve
 from ..errors import Conflict, InvalidInput, StageNotReady, UnknownModelVersion, unknown
 from ..observations import PredictionLog
 from ..serving.routes import Route, Share, change, current
+from ..stats.experiments import ratio_path
 from ..stats.sequential import BURN_IN, mean_difference_confseq, proportion_confseq, share_variance
 from ..verdicts import Phase, Record, Verdict, plain
 from ..windows import parse_duration
@@ -219,7 +220,9 @@ def compared(test: "ABTest", body: Mapping, end: datetime) -> ABTestResult:
     ctx, policy, names = test.ctx, test.policy, [v.name for v in test.variants]
     control, rivals, metrics = names[0], names[1:], sorted(test.metrics, key=lambda m: m.priority != "primary")
     log = arms(ctx, test.environment, test.model, names, parse_time(body["started_at"]), end, policy.score_threshold)
-    ratio = ratio_verdict({n: int(f["unit"].nunique()) for n, f in log.items()}, {v.name: v.traffic_percentage for v in test.variants})
+    units, shares = {n: int(f["unit"].nunique()) for n, f in log.items()}, {v.name: v.traffic_percentage for v in test.variants}
+    sequential = ratio_path([units.get(n, 0) for n in shares], list(shares.values()))[-1]  # valid however often one looks
+    ratio = ratio_verdict(units, shares, sequential)
     found = {n: [metric_verdict(policy, m, n, log[n], log[control], policy.alpha / len(rivals)) for m in metrics] for n in rivals}
     winner, status, reason = concluded(ratio, found, control)
     best = found[winner if winner in found else max(rivals, key=lambda n: found[n][0].figure if math.isfinite(found[n][0].figure) else -math.inf)][0]
