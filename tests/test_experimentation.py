@@ -262,6 +262,15 @@ def test_a_long_experiment_is_asked_for_in_blocks_of_days_and_says_the_same(monk
     assert in_blocks.faults == at_once.faults and len(in_blocks.trajectory["day"].unique()) == 90
 
 
+@pytest.mark.parametrize("missing", [np.nan, pd.NaT, None])
+def test_rows_without_a_time_are_left_out_and_counted_and_nothing_else_is_an_error(missing):
+    frame = traffic(units=200)
+    some = analyze(frame.assign(day=frame["day"].where(frame["who"] >= 50)), "who", "arm", "bought", time="day")
+    assert some.faults["without time"] == {"rows": 50} and sum(m["units"] for m in some.metrics.values()) == 150
+    with pytest.raises(InvalidInput, match="a time .*without time.*200"):
+        analyze(frame.assign(day=pd.Series([missing] * 200, dtype="float64" if missing is np.nan else "datetime64[ns]")), "who", "arm", "bought", time="day")
+
+
 def test_an_average_over_units_has_the_interval_of_plain_numpy():
     frame = traffic(units=3_000, each=3)
     result = analyze(frame, "who", "arm", [{"name": "spent", "of": "total"}])

@@ -216,9 +216,9 @@ def asked(table: ibis.Table, measures: Sequence[Measure], timed: bool) -> tuple[
 
 
 def framed(tally: Tally, days: np.ndarray) -> pd.DataFrame:
-    "A row a day and variant, ordered."
+    "A row a day and variant, ordered; none where no event has a time."
     found = []
-    for (variant, start), sums in tally.sums.items():
+    for (variant, start), sums in tally.sums.items() if len(days) else ():
         part = pd.DataFrame(sums).assign(variant=variant)
         part.insert(0, "day", days[(at := int(np.searchsorted(days, start))):at + len(part)])
         for i in range(len(tally.measures)): part[f"low{i}"], part[f"high{i}"] = tally.ranges[variant, i]
