@@ -289,7 +289,7 @@ def analyze(table: Any, unit: str, variant: str, metrics: Any, time: str | None 
     given; units with anything else are left out and counted. `correction` of secondary metrics: holm, bh, none. `minimum`, `maximum`: durations such as
     '7d'. `tight_at`: the number of units, in two arms together, at which the interval should be narrowest, fixed before looking."""
     found = daily_sums(table, unit, variant, metrics, time, received, promised)
-    if found.frame.empty: raise InvalidInput(f"no unit can be counted: no row has a unit, a variant and, if asked for, a time ({found.faults or 'it is empty'})")
+    if found.frame.empty: raise InvalidInput(f"no unit can be counted: no row has a unit, a variant and, if asked, a time ({found.faults or 'it is empty'})")
     looks = looks_of(found, control, list(map(str, shares)) if shares is not None else None)
     return judged(looks, found.measures, shares and {str(k): v for k, v in shares.items()}, name, alpha, correction, minimum, maximum, tight_at, found.faults)
 
