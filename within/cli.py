@@ -10,8 +10,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
            'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register', 'bootstrap',
-           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'up',
-           'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
+           'init', 'new_model_files', 'predict', 'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify',
+           'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo',
+           'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -556,6 +557,47 @@ def bootstrap(now: Annotated[str, typer.Option(help="The first day.")] = "2023-1
     from within.world import bootstrap as furnish
     world = furnish(now=now, seed=seed, scale=scale, ctx=changing("operate"), null=null)
     typer.echo(f"{world.home}: {sum(world.rows.values()):,} rows, champion {world.champion}; the clock stands at {world.now:%Y-%m-%d}")
+
+# %% ../nbs/lib/790_cli.ipynb #8250dc82
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="New, empty, or a project that was begun.")] = Path("."),
+         demo: Annotated[bool, typer.Option("--demo", help="With the models and sources of the built-in ad world.")] = False) -> None:
+    "Lay out a project of your own: stage notebooks, pipeline, configs, templates. Overwrites nothing."
+    from within.projects import lay_out
+    made = lay_out(folder, demo)
+    typer.echo(f"{made.folder}: {len(made.written)} files written" + (f", {len(made.kept)} were there already" if made.kept else ""))
+    own = "within new-model NAME --from TABLE --target COLUMN --unit COLUMN --time COLUMN"
+    typer.echo(f"next: cd there, then {'WITHIN_CLOCK=replay within demo' if demo else own}")
+
+
+@app.command("new-model")
+def new_model_files(name: Annotated[str, typer.Argument(help="Small letters, digits and '_', such as churn_risk.")],
+                    table: Annotated[Path | None, typer.Option("--from", help="A Parquet or CSV file whose columns become features.")] = None,
+                    target: Annotated[str, typer.Option(help="The column to predict: a number, or two texts such as yes and no.")] = "score",
+                    unit: Annotated[str, typer.Option(help="The column that says whose row it is.")] = "unit",
+                    time: Annotated[str, typer.Option(help="The column that says when.")] = "created_at") -> None:
+    "Add a model to the project: its class, its policy and, from a table, the source that maps the columns."
+    from within.projects import new_model
+    from within.settings import project_root
+    root = project_root()
+    for path in new_model(root, name, table, target, unit, time): typer.echo(f"wrote {path.relative_to(root)}")
+    typer.echo(f"next: read them, then within ingest configs/sources/{name}.yml FILES and within retrain {name}")
+
+
+@app.command()
+def predict(model: Annotated[str, typer.Argument(help="A registered model.", autocompletion=completed(model_names))],
+            file: Annotated[Path, typer.Argument(help="Rows to score: .parquet or .csv.")],
+            version: Annotated[str | None, typer.Option(help="Which version (default: the champion).")] = None,
+            output: Annotated[Path | None, typer.Option(help="Where to (default: beside the file, NAME.scored.ENDING).")] = None) -> None:
+    "Score every row of a file by a registered version; adds the columns prediction and model_version."
+    from rich.progress import Progress, TimeRemainingColumn
+    from within.ml.batch_predictions import predict_file
+    ctx, to = open_context(), output or file.with_suffix(f".scored{file.suffix}")
+    with Progress(*Progress.get_default_columns()[:3], TimeRemainingColumn(), transient=True) as shown:
+        task = shown.add_task("rows", total=None)
+        found = predict_file(model, file, to, version, lambda done, of: shown.update(task, completed=done, total=of), ctx)
+    spread = f"mean {found.mean:.4g} ({found.low:.4g} to {found.high:.4g})"
+    typer.echo(f"{found.model_id} (digest {found.digest[:12]}): {found.rows:,} rows, {spread} -> {found.output}")
 
 # %% ../nbs/lib/790_cli.ipynb #5f1a1df9
 def attempted(call: Any, *arguments: Any) -> list[str]:

@@ -8,6 +8,7 @@ __all__ = ['BUILT_IN', 'configured_classes', 'import_class', 'model_class', 'loa
 
 # %% ../../nbs/lib/229_ml.models.ipynb #4154e4c4
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,13 @@ def configured_classes(configs: Path | str | None) -> dict[str, str]:
     return found
 
 
-def import_class(path: str) -> type[Model]:
-    "The class behind `module:Class`; `InvalidInput` if it is not a `Model`."
+def import_class(path: str, configs: Path | str | None = None) -> type[Model]:
+    "The class behind `module:Class`, also of a file beside the folder `configs`; `InvalidInput` if it is not a `Model`."
     if path in BUILT_IN: return BUILT_IN[path]
     module, _, name = path.partition(":")
+    beside = str(Path(configs).absolute().parent) if configs else ""
+    if beside and beside not in sys.path and Path(beside, f"{module.partition('.')[0]}.py").is_file():
+        sys.path.append(beside)  # last: it never shadows what is installed
     try: found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e: raise InvalidInput(f"class {path!r} named by a policy cannot be imported: {e}") from None
     if not (isinstance(found, type) and issubclass(found, Model)): raise InvalidInput(f"class {path!r} is not a within.ml.base.Model")
@@ -50,8 +54,8 @@ def model_class(name: str, # "ad_score_predictor", "AdScorePredictor" or "packag
     "The class of a model; `UnknownModel` with near matches if there is none."
     configured = configured_classes(configs)
     names = {**{c.name: p for p, c in BUILT_IN.items()}, **{p.rpartition(":")[2]: p for p in (*BUILT_IN, *configured.values())}, **configured}
-    if name in names: return import_class(names[name])
-    if name in BUILT_IN or name in configured.values(): return import_class(name)
+    if name in names: return import_class(names[name], configs)
+    if name in BUILT_IN or name in configured.values(): return import_class(name, configs)
     raise unknown("model", name, names, UnknownModel)
 
 # %% ../../nbs/lib/229_ml.models.ipynb #27299f8b
@@ -63,4 +67,4 @@ def load_model(folder: Path | str, # a saved model
     path = str(opened(folder, digest=digest).get("class"))
     allowed = {*BUILT_IN, *(configured_classes(configs).values() if path not in BUILT_IN else ())}
     if path not in allowed: raise unknown("class of a saved model", path, allowed)
-    return import_class(path).load(folder, digest, ctx)
+    return import_class(path, configs).load(folder, digest, ctx)

@@ -170,6 +170,9 @@ def copy_sources(folder: RunFolder, root: Path, configs: Path, plan: Mapping, ru
         shutil.copyfile(origin, folder.path / task["source"])
         task["params"] = {**(task.get("params") or {}), **plan["overrides"].get(task["name"], {})}
     shutil.copytree(configs, folder.path / "configs", ignore=shutil.ignore_patterns(".*"))
+    named = yaml.safe_load((configs / f"{plan['model']}.yml").read_text(encoding="utf-8")).get("class", "")
+    own = configs.parent / f"{re.split('[.:]', str(named))[0]}.py"   # a class of the project's own
+    if own.is_file(): shutil.copyfile(own, folder.path / own.name)
     if plan["source"]: source_config(folder.path / "configs", plan["model"], plan["source"], plan["about"])
     env = {**yaml.safe_load((root / "env.yaml").read_text(encoding="utf-8")), "run": run, "model": plan["model"], "source": plan["source"], "out": "products"}
     write_text(folder.path / "env.yaml", yaml.safe_dump(env, sort_keys=False))
