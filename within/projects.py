@@ -30,8 +30,10 @@ def material() -> Path:
     "The folder that holds `PARTS`: the checkout, or `share/within` of an installed distribution; raises `InvalidInput` if there is neither."
     checkout = Path(importlib.util.find_spec("within").origin).resolve().parent.parent
     if (checkout / "pipeline.yaml").is_file(): return checkout
-    for file in importlib.metadata.files("within") or ():
-        if file.match("share/within/pipeline.yaml"): return Path(file.locate()).resolve().parent
+    installed = importlib.metadata.distribution("within")
+    listed = [file.locate() for file in installed.files or () if file.match("share/within/pipeline.yaml")]
+    for found in map(Path, (*listed, installed.locate_file("share/within/pipeline.yaml"))):   # the second: `pip install --target` moves without saying so
+        if found.is_file(): return found.resolve().parent
     raise InvalidInput("the notebooks and configs did not come with this installation of within; install it from its wheel or work in a checkout")
 
 # %% ../nbs/lib/760_projects.ipynb #b1482fc0
