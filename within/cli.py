@@ -198,12 +198,13 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     if run is not None and if_changed: raise InvalidInput("--if-changed is about a new run; a run that exists is gone on with by --run alone")
     from within.runs.changes import marks_of, note, unchanged
     from within.runs.folder import find_run
-    from within.runs.walk import planned
+    from within.runs.walk import planned, start_replay
     from within.runs.walk import retrain as walk
     from within.settings import project_root
     if run is not None: find_run(ctx.settings.home, run)   # a typing error must not begin a new run
     elif until not in (None, *(stages := planned(ctx, project_root(), model, source, sets or [])["stages"])):
         raise unknown("stage", until, stages)
+    if run is None: start_replay(ctx, source or ctx.policy(model).dataset)
     marks = marks_of(ctx, model, source, sets or []) if run is None else None
     if if_changed and (told := unchanged(ctx, model, source, marks)): return typer.echo(told)
     result = walk(model, run=run, until=until, sets=sets or [], source=source, ctx=ctx, progress=printed_progress())

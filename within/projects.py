@@ -141,7 +141,8 @@ def target_expression(values: Any) -> tuple[str, str]:
         return f"choose({column} == {rare!r}, 100, 0)", f"the chance of {json.dumps(rare)} in percent"
     low, high = float(known.min()), float(known.max())
     if known.dtype.kind == "b" or {low, high} == {0.0, 1.0} and count == 2: return f"number({column}) * 100", "a chance in percent"
-    if low >= 0 and high <= 100: return column, "is a score of 0 to 100 already"
+    if low >= 0 and 1 < high <= 100: return column, "is a score of 0 to 100 already"
+    if low >= 0 and high <= 1: return f"{column} * 100", "a share, in percent"
     return f"clip(({column} - {low:g}) / {high - low:g} * 100, 0, 100)", f"{low:g} to {high:g} in the sample, stretched to 0 to 100"
 
 # %% ../nbs/lib/760_projects.ipynb #908761fa

@@ -28,7 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from . import __version__
 from ..clock import SystemClock, iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
@@ -112,8 +112,8 @@ def stage_values(declared: Mapping, written: Mapping, overrides: Mapping, run_va
 
 
 def start_replay(ctx: Context, source: str) -> None:
-    "In a home that is to replay and has no clock yet, let time begin on the day after a source's last row."
-    if not ctx.is_replay or ctx.store.clock_now() is not None: return
+    "In a home that is to replay and has no clock yet, let time begin on the day after a dataset's last row, if there is such a dataset."
+    if not ctx.is_replay or ctx.store.clock_now() is not None or source not in ctx.warehouse.names(): return
     table, time = ctx.warehouse.raw(source), ctx.warehouse.info(source).time
     last = parse_time(str(table[time].max().execute()))
     ctx.store.clock_start(parse_time(last.date()) + timedelta(days=1))
@@ -122,7 +122,7 @@ def start_replay(ctx: Context, source: str) -> None:
 def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) -> RunFolder:
     "Make a run's folder with its copies and intention."
     home = ctx.settings.home
-    if plan["source"]: start_replay(ctx, plan["source"])
+    start_replay(ctx, plan["source"] or ctx.policy(plan["model"]).dataset)
     final = RunFolder(home, run or new_run_id(subject_name(plan["model"], plan["source"]), ctx.now()))
     if final.path.exists(): raise Conflict(f"run {final.id} exists already")
     draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
