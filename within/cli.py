@@ -603,7 +603,7 @@ def predict(model: Annotated[str, typer.Argument(help="A registered model.", aut
 # %% ../nbs/lib/790_cli.ipynb #c5c8782f
 @app.command()
 def ui(port: Annotated[int, typer.Option(help="0 for a free one.")] = 0,
-       host: Annotated[str, typer.Option(help="An address to listen on; others than loopback show every decision to whoever reaches it.")] = "127.0.0.1") -> None:
+       host: Annotated[str, typer.Option(help="Listen on this address; another than loopback shows everything to whoever reaches it.")] = "127.0.0.1") -> None:
     "Serve the home's pages, read-only, until Ctrl-C; prints the address first."
     from within.ui import serve_site
     serve_site(host, port, needs_of, typer.echo, open_context())

@@ -295,7 +295,8 @@ def search_script(seen: Known) -> str:
     "The runs as data, and what looks through them."
     rows = [[r.id, r.body["model"], WORDS[r.body["phase"]], r.body.get("stage", ""), str(r.body.get("reason", ""))[:200], r.id in seen.reports]
             for r in seen.runs]
-    return f"const RUNS = {json.dumps(rows, ensure_ascii=True)};{SEARCH}"
+    data = json.dumps(rows).replace("<", "\\u003c")   # also where a page holds the script itself
+    return f"const RUNS = {data};{SEARCH}"
 
 # %% ../nbs/lib/756_site.ipynb #ac681ff5
 def addresses(seen: Known) -> list[str]:
