@@ -10,9 +10,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
            'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register', 'bootstrap',
-           'init', 'new_model_files', 'predict', 'ui', 'site_build', 'attempted', 'pipeline_problems', 'problems_of',
-           'check', 'verify', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
-           'free_home', 'demo', 'close_default_engine', 'main']
+           'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build', 'attempted',
+           'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'up',
+           'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -599,6 +599,39 @@ def predict(model: Annotated[str, typer.Argument(help="A registered model.", aut
         found = predict_file(model, file, to, version, lambda done, of: shown.update(task, completed=done, total=of), ctx)
     spread = f"mean {found.mean:.4g} ({found.low:.4g} to {found.high:.4g})"
     typer.echo(f"{found.model_id} (digest {found.digest[:12]}): {found.rows:,} rows, {spread} -> {found.output}")
+
+# %% ../nbs/lib/790_cli.ipynb #bf029955
+@app.command()
+def doctor() -> None:
+    "Look at interpreter, packages, telemetry, home, disk, store, clock and project. Exit code 1 if something is not well."
+    from within.doctor import examine
+    from within.settings import project_root
+    ctx = open_context()
+    found = examine(ctx, problems_of(ctx, project_root()))
+    print_table(("what", "state", "found"), [(v.gate.partition(".")[2], "well" if v.passed else called(v.phase.value), v.reason) for v in found])
+    raise typer.Exit(0 if all(v.phase.value in ("passed", "inconclusive") for v in found) else 1)
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(help="A new file, such as /backups/within-2024-03-01.tar, on another disk.")]) -> None:
+    "Copy the home into one file, also while it is in use."
+    from rich.progress import Progress
+    from within.backups import back_up
+    ctx = open_context()
+    with Progress(transient=True) as shown:
+        task = shown.add_task("files", total=None)
+        made = back_up(file, lambda done, of: shown.update(task, completed=done, total=of), ctx)
+    typer.echo(f"{made.path}: {made.files:,} files, {mib(made.size)}, {made.entries:,} entries, ledger's head {made.head[:16] or 'empty'}")
+    if made.database != "inside": typer.echo("the store is in another database: back it up with its own tools, at the same time")
+
+
+@app.command()
+def restore(file: Annotated[Path, typer.Argument(help="What `within backup` wrote.")],
+            to: Annotated[Path, typer.Argument(help="The new home: an empty or a new folder.")]) -> None:
+    "Make a home of a backup; every file and the whole ledger are checked first."
+    from within.backups import restore as restored
+    made = restored(file, to)
+    typer.echo(f"{made.path}: {made.files:,} files, {made.entries:,} entries, as they were; use it with WITHIN_HOME={made.path}")
 
 # %% ../nbs/lib/790_cli.ipynb #c5c8782f
 @app.command()
