@@ -6,7 +6,7 @@
 __all__ = ['LEFT_OUT', 'MANIFEST', 'databases', 'belonging', 'online_copy', 'Backup', 'add_bytes', 'add_file', 'audited',
            'back_up', 'manifest_of', 'unpacked', 'restore']
 
-# %% ../nbs/lib/765_backups.ipynb #2691eacf
+# %% ../nbs/lib/765_backups.ipynb #c827e4c5
 import hashlib
 import io
 import json
@@ -29,7 +29,7 @@ from .ledger import AuditResult, verify
 from .store import Store
 from .verdicts import Record
 
-# %% ../nbs/lib/765_backups.ipynb #5a67f34e
+# %% ../nbs/lib/765_backups.ipynb #28f99071
 LEFT_OUT = ("locks", "serving", "logs", "site")
 MANIFEST = "BACKUP.json"
 
@@ -53,7 +53,7 @@ def online_copy(database: Path, to: Path) -> Path:
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as origin, closing(sqlite3.connect(to)) as copy: origin.backup(copy)
     return to
 
-# %% ../nbs/lib/765_backups.ipynb #950500fc
+# %% ../nbs/lib/765_backups.ipynb #929e3892
 @dataclass(frozen=True)
 class Backup(Record):
     "What `back_up` wrote, or `restore` read."
@@ -99,7 +99,7 @@ def add_file(archive: tarfile.TarFile, name: str, path: Path) -> str | None:
         archive.addfile(member, counted)
         return counted.digest.hexdigest()
 
-# %% ../nbs/lib/765_backups.ipynb #d99e3242
+# %% ../nbs/lib/765_backups.ipynb #46c6df94
 def audited(ctx: Context, copy: Path | None) -> AuditResult:
     "The ledger of a copied database against the home's files; of the context's own where the database is elsewhere."
     if copy is None: return verify(ctx)
@@ -120,7 +120,7 @@ def back_up(to: Path | str, # a new file, such as within-2024-03-01.tar
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
         copies = {p.relative_to(home).as_posix(): online_copy(p, Path(scratch, str(i))) for i, p in enumerate(databases(home))}
         audit = audited(ctx, copies.get("within.db") if inside else None)
-        if not audit.ok: raise InvalidInput(f"the evidence does not verify, so a backup would only keep the fault: {audit.first_fault}")
+        if not audit.ok: raise InvalidInput(f"the evidence does not verify, a backup would only keep the fault: {audit.first_fault}")
         files = {**copies, **{p.relative_to(home).as_posix(): p for p in belonging(home)}}
         digests, part = {}, Path(scratch, "part")
         with tarfile.open(part, "w") as archive:
@@ -134,11 +134,11 @@ def back_up(to: Path | str, # a new file, such as within-2024-03-01.tar
         os.replace(part, to)
     return Backup(to, len(digests), to.stat().st_size, audit.entries, audit.head, where)
 
-# %% ../nbs/lib/765_backups.ipynb #814f1aaa
+# %% ../nbs/lib/765_backups.ipynb #88ed62e2
 def manifest_of(archive: tarfile.TarFile, path: Path) -> dict:
     "The list at the end of an archive; raises `InvalidInput`."
     try: return json.loads(archive.extractfile(MANIFEST).read())
-    except (KeyError, AttributeError, ValueError, tarfile.TarError): raise InvalidInput(f"{path.name} is no whole backup: its list of files is missing") from None
+    except (KeyError, AttributeError, ValueError, tarfile.TarError): raise InvalidInput(f"{path.name} is no whole backup: its list is missing") from None
 
 
 def unpacked(path: Path, to: Path, progress: Callable[[int, int], None]) -> dict:
@@ -165,7 +165,8 @@ def restore(path: Path | str, # a backup
             progress: Callable[[int, int], None] = lambda done, of: None) -> Backup:
     "Make a home of a backup; raises `InvalidInput`, and then leaves nothing behind, if anything in it was changed."
     path, home = Path(path).expanduser().absolute(), Path(home).expanduser().absolute()
-    if home.exists() and (not home.is_dir() or any(home.iterdir())): raise InvalidInput(f"{home} is not empty; a backup is restored into a new place only")
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        raise InvalidInput(f"{home} is not empty; a backup is restored into a new place only")
     home.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".{home.name}.restoring-"))
     try:

@@ -6,7 +6,7 @@
 __all__ = ['SILENT', 'GIB', 'well', 'unwell', 'unsure', 'python_version', 'locked', 'packages', 'telemetry', 'permissions',
            'disk', 'store', 'clock', 'attempted', 'examine']
 
-# %% ../nbs/lib/766_doctor.ipynb #d478dcc7
+# %% ../nbs/lib/766_doctor.ipynb #d99d1781
 import importlib.metadata
 import os
 import re
@@ -24,7 +24,7 @@ from .ledger import entries
 from .settings import project_root
 from .verdicts import Phase, Verdict
 
-# %% ../nbs/lib/766_doctor.ipynb #8fd1cf99
+# %% ../nbs/lib/766_doctor.ipynb #a9589654
 def well(gate: str, reason: str, figure: float | None = None) -> Verdict: return Verdict(f"doctor.{gate}", Phase.PASSED, reason, figure)
 
 
@@ -52,9 +52,10 @@ def packages(root: Path) -> Verdict:
     if not lock.is_file(): return unsure("packages", f"no requirements.lock in {root}: what is installed cannot be compared with what was tested")
     found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     wanted = locked(lock)
-    other = [f"{n} {found.get(n, 'missing')} instead of {v}" for n, v in wanted.items() if found.get(n, "").partition("+")[0] != v.partition("+")[0]]
+    def bare(version: str) -> str: return version.partition("+")[0]   # a local part such as +cpu is another build of the same
+    other = [f"{n} {found.get(n, 'missing')} instead of {v}" for n, v in wanted.items() if bare(found.get(n, "")) != bare(v)]
     if not other: return well("packages", f"all {len(wanted)} packages of requirements.lock", len(wanted))
-    return unwell("packages", f"{len(other)} of {len(wanted)} packages differ: {', '.join(other[:5])}; make setup, or pip install -r requirements.lock", len(other))
+    return unwell("packages", f"{len(other)} of {len(wanted)} differ: {', '.join(other[:5])}; make setup, or pip install -r requirements.lock", len(other))
 
 
 SILENT = {"PLOOMBER_STATS_ENABLED": ("false", "0"), "MLFLOW_DISABLE_TELEMETRY": ("true", "1"),
@@ -67,7 +68,7 @@ def telemetry() -> Verdict:
     if loud: return unwell("telemetry", f"{', '.join(loud)} lets a library phone home; unset it")
     return well("telemetry", "off: within switches it off in each process it starts")
 
-# %% ../nbs/lib/766_doctor.ipynb #090ab29f
+# %% ../nbs/lib/766_doctor.ipynb #586c6324
 GIB = 1 << 30
 
 
@@ -105,7 +106,7 @@ def clock(ctx: Context) -> Verdict:
                                "or use a home of its own for rehearsals")
     return well("clock", f"system: {iso(now)}")
 
-# %% ../nbs/lib/766_doctor.ipynb #262b9174
+# %% ../nbs/lib/766_doctor.ipynb #a6888d3c
 def attempted(check: Callable[..., Verdict], *given: Any) -> Verdict:
     try: return check(*given)
     except (WithinError, OSError, ValueError) as e: return Verdict(f"doctor.{check.__name__}", Phase.ERROR, f"could not be looked at: {e}")
