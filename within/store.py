@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'Text', 'Int', 'STATE', 'TRANSITIONS', 'LEDGER', 'VERSIONS', 'CLOCK', 'ALIASES', 'OBSERVATIONS', 'KINDS',
-           'Row', 'StoreBase', 'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store']
+           'Row', 'StoreBase', 'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store', 'online_copy']
 
 # %% ../nbs/lib/110_store.ipynb #ab6ebfb8
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -280,3 +280,10 @@ class Store(ModelVersions):
         with self.reading() as c:
             found = list(c.execute(sa.select(OBSERVATIONS).where(*wanted).order_by(o.at, o.seq)))
         return [{**r._mapping, "at": parse_time(r.at), "labels": json.loads(r.labels)} for r in found]
+
+# %% ../nbs/lib/110_store.ipynb #92d297e9
+def online_copy(database: Path, to: Path) -> Path:
+    "One consistent moment of a SQLite file that others may be writing."
+    import sqlite3
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as origin, closing(sqlite3.connect(to)) as copy: origin.backup(copy)
+    return to
