@@ -410,11 +410,13 @@ def models_meant(ctx: Any, target: str) -> list[str]:
 def decide(target: str, reviewer: str | None, note: str, yes: bool) -> None:
     from within.ml.registry import ModelRegistry
     from within.runs.folder import find_run
+    from within.runs.packet import refresh_packets
     ctx = open_context()
     registry = ModelRegistry(ctx)
     for model_id in models_meant(ctx, target):
         said = (registry.approve if yes else registry.reject)(model_id, reviewer or ctx.settings.user, note)
         typer.echo(f"{said.model_id} {'approved' if yes else 'rejected'} by {said.reviewer}; digest {said.digest[:12]}")
+    for path in refresh_packets(ctx, models_meant(ctx, target)): typer.echo(f"in the packet: {path}")
     if "@" not in target: typer.echo(f"go on with: within retrain {find_run(ctx.settings.home, target).intention['model']} --run {target}")
 
 
@@ -441,7 +443,8 @@ def packet(run: Annotated[str, typer.Argument(help="A run's id, as `within runs`
     """Write the review packet of a run: one page for the person who signs.
 
     It says what failed or is unclear, what changed since the champion, what the model looks at, whom it serves badly, which rows to look at, and who signed.
-    It opens offline and prints. Every line of its model card names the ledger entry it rests on. Run it again after an approval to see the signature in it.
+    It opens offline and prints. Every line of its model card names the ledger entry it rests on.
+    The review stage writes it, and an approval writes it again; this command does so at any other time.
     """
     from within.runs.folder import find_run
     from within.runs.packet import write_packet

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..clock import iso
 from ..errors import NotDue
+from ..files import file_digest
 from .stages import Stage
 from ..verdicts import Decision, Phase, Record, Verdict, plain, worst
 
@@ -104,20 +105,21 @@ def validated_decision(result: Any) -> Decision:
     return Decision(result.status, reason, evidence, verdicts=result.verdicts)
 
 
-def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "") -> Decision:
-    "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one)."
+def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "", packet: Any = None) -> Decision:
+    "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one); `packet`: the page that was read."
     from within.ml.registry import ModelRegistry
     registry = ModelRegistry(stage.ctx)
     said = {i: registry.decision(i) for i in (model_id, control_id) if i}
     no, silent, outputs = [a for a in said.values() if a and not a.approved], [i for i, a in said.items() if a is None], {"model_id": model_id}
+    measured = {"packet": file_digest(packet)} if packet else {}   # it names entries and times, which no second run has
     if no:
         reason = f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}"
-        return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
+        return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, measured, outputs)
     if silent:
         needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
-        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), outputs={**outputs, "needs": needs})
+        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), measured, {**outputs, "needs": needs})
     yes = said[model_id]
-    return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
+    return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, measured, outputs)
 
 
 def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}

@@ -225,6 +225,7 @@ class RunView:
     overrides: tuple = ()      # "stage.parameter = value"
     notes: tuple = ()          # e.g. "demo approval"
     stages: tuple[StageView, ...] = field(default=())
+    pages: tuple = ()          # (label, relative address) of what to read first
 
 # %% ../../nbs/lib/720_runs.report.ipynb #23cfc754
 LIGHT = """--bg:#fcfcfa;--card:#fff;--ink:#1d2329;--soft:#55606b;--line:#d5dade;--link:#0b5cad;--mark:#fff1c2;--passed:#00695c;--failed:#9c3a00;
@@ -261,9 +262,10 @@ def page(view: RunView) -> str:
     "The whole page as HTML."
     states = {s.name: s.state for s in view.stages}
     marked = "".join(f"<li><mark>{text(n)}</mark></li>" for n in [*view.notes, *(f"override: {o}" for o in view.overrides)])
+    first = " · ".join(f'<a href="{text(a)}">{text(n)}</a>' for n, a in view.pages)
     about = f"""<p class="id">retraining of <strong>{text(view.model)}</strong>{f" on {text(view.source)}" if view.source else ""} · run {text(view.run)}</p>
 <h1>{badge(view.phase)} {text(view.headline)}</h1>{f'<p class="reason">{text(view.detail)}</p>' if view.detail else ""}
-{f"<p>{text(view.next)}</p>" if view.next else ""}{f"<ul>{marked}</ul>" if marked else ""}"""
+{f"<p>{text(view.next)}</p>" if view.next else ""}{f"<p>{first}</p>" if first else ""}{f"<ul>{marked}</ul>" if marked else ""}"""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{text(view.model)} · {text(view.run)} · {text(view.phase)}</title><style>{STYLE}</style></head><body><main>
