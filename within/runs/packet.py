@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CARD', 'SHOWN', 'STATES', 'VOID', 'PRINT', 'MOST_BYTES', 'Claim', 'claim', 'model_card', 'vouched', 'believed',
-           'figures', 'drifted', 'quarantined', 'unsettled', 'span', 'percent', 'importance', 'segments', 'cases',
-           'changes', 'data_changes', 'signatures', 'voided', 'state_of', 'section', 'packet_page', 'packet_links',
-           'write_packet', 'refresh_packets', 'stage_packet']
+           'figures', 'drifted', 'quarantined', 'unsettled', 'span', 'percent', 'bar', 'importance', 'segments',
+           'cases', 'changes', 'data_changes', 'signatures', 'voided', 'state_of', 'section', 'packet_page',
+           'packet_links', 'write_packet', 'refresh_packets', 'stage_packet']
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #368fd62b
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ from ..ledger import append, entries
 from ..ml.reviews import LOOKED_AT, SignOff, missing, rejected, review_title
 from .decisions import is_whole
 from .folder import RunFolder, find_run, published
-from .report import STYLE, Markup, badge, table, text, verdict_table
+from .report import LIGHT, STYLE, Markup, badge, table, text, verdict_table
 from .stages import take_lock
-from ..verdicts import Record
+from ..verdicts import Record, shown
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #da9c8652
 @dataclass(frozen=True)
@@ -131,21 +131,35 @@ def span(row: Mapping, low: str = "low", high: str = "high") -> str: return "" i
 def percent(share: float | None) -> float | None: return None if share is None else round(100 * share, 1)
 
 
+def bar(value: float | None, low: float | None, high: float | None, most: float, other: float | None = None) -> Markup:
+    "A dot with its interval on a line from 0 to `most`, and a tick at `other`, in the text's colour: it shows on light and on dark. Its figures stand beside."
+    if value is None or low is None or high is None or most <= 0: return Markup("")
+    def place(v: float) -> str: return f"{4 + 112 * min(1.0, max(0.0, v / most)):.1f}"
+    tick = "" if other is None else f'<path d="M{place(other)} 2v12"/>'
+    drawn = f'<path class="axis" d="M4 8h112"/><path class="span" d="M{place(low)} 8H{place(high)}"/>{tick}<circle cx="{place(value)}" cy="8" r="3.5"/>'
+    return Markup(f'<svg class="bar" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">{drawn}</svg>')
+
+
 def importance(found: Mapping) -> str:
-    rows = [(r["feature"], r["rise"], span(r), r["rise before"], percent(r["share"]), percent(r["share before"])) for r in found["importance"][:SHOWN]]
-    head = ("feature", f"{found['metric']} rises by", "interval", "champion's", "SHAP %", "champion's %")
+    kept = found["importance"][:SHOWN]
+    most = max((r["high"] or 0 for r in kept), default=0)
+    rows = [(r["feature"], r["rise"], span(r), bar(r["rise"], r["low"], r["high"], most), r["rise before"], percent(r["share"]), percent(r["share before"]))
+            for r in kept]
+    head = ("feature", f"{found['metric']} rises by", "interval", "picture", "champion's", "SHAP %", "champion's %")
     return table(head, rows, f"how much the error rises when a feature is shuffled, and its SHAP share; {found['rows']:,} test rows") if rows else ""
 
 
 def segments(found: Mapping) -> str:
-    rows = [(f"{r['segment']} {r['value']}", r["rows"], r["error"], span(r), r["before"], r["bias"], "too few to judge" if r["few"] else "")
-            for r in found["segments"]]
-    head = ("segment", "rows", found["metric"], "interval", "champion", "mean error", "note")
-    return table(head, rows, "error by segment, the worst of each first") if rows else ""
+    most = max((r["high"] for r in found["segments"]), default=0)
+    rows = [(f"{r['segment']} {r['value']}", r["rows"], r["error"], span(r), bar(r["error"], r["low"], r["high"], most, r["before"]), r["before"],
+             round(r["bias"], 3), "too few to judge" if r["few"] else "") for r in found["segments"]]
+    head = ("segment", "rows", found["metric"], "interval", "picture", "champion", "mean error", "note")
+    return table(head, rows, "error by segment, the worst of each first; in the picture a dot with its interval, and a tick for the champion") if rows else ""
 
 
 def cases(rows: Iterable[Mapping], caption: str) -> str:
-    told = [("; ".join(f"{k}: {v}" for k, v in r["row"].items()), r["outcome"], r["answer"], r["champion"], r["why"]) for r in rows]
+    def lines(parts: Iterable[str]) -> Markup: return Markup("<br>".join(map(text, parts)))
+    told = [(lines(f"{k}: {v}" for k, v in r["row"].items()), r["outcome"], r["answer"], r["champion"], lines(r["why"].split(", "))) for r in rows]
     return table(("row", "outcome", "answer", "champion's answer", "why it is here"), told, caption) if told else ""
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #f4d5b0d3
@@ -166,16 +180,18 @@ def data_changes(bodies: Mapping[str, Mapping], found: Mapping) -> str:
     now, was, told = bodies["prepare"].get("outputs", {}), found.get("champion data") or {}, bodies["prepare"]["evidence"]
     days = f"{was['start_date']} to {was['end_date']}" if was.get("start_date") else None
     left_out = {**told.get("dropped", {}), **told.get("set aside", {})}
-    rows = [("training rows", was.get("samples"), told["rows"].get("train")), ("days", days, told["window"]),
-            ("dataset", was.get("dataset"), now.get("dataset")), ("snapshot", str(was.get("snapshot") or "")[:12], str(told["snapshot"])[:12]),
-            ("features", None, told.get("features")), ("left out", None, left_out or "no row"),
+    rows = [("training rows", shown(was.get("samples")), shown(told["rows"].get("train"))), ("days", days, told["window"]),
+            ("dataset", was.get("dataset"), now.get("dataset")), ("snapshot", str(was.get("snapshot") or "")[:12] or None, str(told["snapshot"])[:12]),
+            ("features", None, shown(told.get("features"))), ("left out", None, left_out or "no row"),
             ("in quarantine", None, found.get("quarantined") or "no row, or no record of any"),
             ("problems", None, "; ".join(told.get("problems", ())) or "none")]
     out = table(("data", "champion", "new"), rows, "the rows they learned from")
     if not found.get("drift"): return out + "<p>Columns are not compared: there is no champion, or no reference of its training rows.</p>"
-    moved = [(r["feature"], r["bits"], span(r), "moved" if r["drifted"] else "") for r in found["drift"]]
-    lead = f"{sum(r['drifted'] for r in found['drift'])} of {len(moved)} columns moved; Jensen-Shannon divergence in bits from the champion's training rows"
-    return out + table(("column", "bits", "interval", ""), moved[:SHOWN], lead + ("" if len(moved) <= SHOWN else f"; the first {SHOWN}"))
+    moved = [(r["feature"], round(r["bits"], 4), span(r), "moved" if r["drifted"] else "") for r in found["drift"]]
+    drifted, most = sum(r["drifted"] for r in found["drift"]), 8
+    lead = f"{drifted} of {len(moved)} columns moved; Jensen-Shannon divergence in bits from the champion's training rows"
+    first = moved[:max(most, min(drifted, SHOWN))]
+    return out + table(("column", "bits", "interval", "verdict"), first, lead + ("" if len(moved) == len(first) else f"; the {len(first)} that moved most"))
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #c1417456
 STATES = {"approved": ("passed", "approved"), "rejected": ("failed", "rejected"), "covered": ("running", "covered"), "void": ("error", "void"),
@@ -201,8 +217,12 @@ def state_of(signed: Sequence[SignOff]) -> str:
     return badge("waiting", "waiting for a reviewer") if missing(signed) else badge("passed", "approved")
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #c591365c
-PRINT = """td:first-child{white-space:normal}td:nth-child(3){min-width:0}
-@page{margin:14mm}@media print{.scroll{overflow:visible}tr{break-inside:avoid}section{break-inside:auto}a{color:inherit}}"""
+PRINT = """td:first-child{white-space:normal}td:nth-child(3){min-width:0}th,td{padding-right:.8rem}
+.bar{stroke:currentColor;fill:currentColor;display:block}.bar path{fill:none;stroke-width:1.5}.bar .axis{stroke:var(--line)}
+.bar .span{stroke-width:3;opacity:.55}
+@page{margin:12mm}@media print{:root{LIGHT}body{font-size:10.5pt}main{max-width:none;padding:0}.scroll{overflow:visible}table{font-size:8.5pt;max-width:100%}
+tr,.badge{break-inside:avoid}thead{display:table-header-group}h2,caption{break-after:avoid}section,header.card{break-inside:auto;border:0;padding:0 0 .4rem}
+th,td{padding-right:.5rem}td{overflow-wrap:anywhere}a{color:inherit}}""".replace("LIGHT", LIGHT)
 
 
 def section(title: str, lead: str, *parts: str) -> str: return f"<section><h2>{text(title)}</h2><p>{text(lead)}</p>{''.join(parts)}</section>"
@@ -223,12 +243,13 @@ def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, signed:
                      cases(found["strangest"], "least like the training rows")),
              section("Model card", "Each line rests on an entry of the ledger.",
                      table(("", "what the ledger says", "entry"), [(c.topic, c.said, Markup(f"#{c.entry}")) for c in card], "model card")),
-             section("Signatures", f"A signature is for exactly these bytes; the author cannot give it. {left[:1].upper()}{left[1:]}",
+             section("Signatures", "A signature is for exactly these bytes; the author cannot give it.",
                      table(("review", "the question", "state", "by", "when", "note"), signatures(signed), "five reviews")))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{text(name)} · review packet</title><style>{STYLE}{PRINT}</style></head><body><main>
-<header class="card"><p class="id">review packet · run {text(run)}</p><h1>{state_of(signed)} {text(name)}</h1><p class="links">{linked}</p></header>
+<header class="card"><p class="id">review packet · run {text(run)}</p><h1>{state_of(signed)} {text(name)}</h1>
+<p>{text(left[:1].upper() + left[1:])}</p><p class="links">{linked}</p></header>
 {"".join(parts)}</main></body></html>
 """
 

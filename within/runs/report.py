@@ -76,7 +76,7 @@ def dag_svg(states: Mapping[str, str], columns: int, css: str) -> str:
     label = "The stages of the run: " + ", ".join(f"{n} {WORDS[s]}" for n, s in states.items())
     tip = (f'<marker id="tip-{css}" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
            '<path class="tip" d="M0 0L8 4L0 8z"/></marker>')
-    return (f'<svg class="dag {css}" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{text(label)}">'
+    return (f'<svg class="dag {css}" viewBox="0 0 {width} {height}" width="{width}" role="group" aria-label="{text(label)}">'
             f"<defs>{tip}</defs>{arrows}{boxes}</svg>")
 
 # %% ../../nbs/lib/720_runs.report.ipynb #3220e9d9
