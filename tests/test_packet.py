@@ -15,7 +15,7 @@ from within import ledger
 from within.errors import Conflict, InvalidInput, NotApproved, StageNotReady
 from within.files import write_json
 from within.ml.deployment import standing
-from within.ml.explain import explained, segment_table, shuffled, strangeness
+from within.ml.explain import explained, segment_table, shuffled, strangeness, strangest_cases
 from within.ml.registry import ModelRegistry
 from within.ml.reviews import FINAL, sign_offs
 from within.policies import REVIEWS
@@ -271,3 +271,30 @@ def test_changed_files_void_every_signature_in_the_packet_and_at_the_gate(review
         assert "every signature is void" in html and html.count("the files are not those that were signed") == 5
     finally:
         for p, content in whole.items(): p.write_bytes(content)
+
+
+def test_without_the_entry_of_a_claim_there_is_no_packet(reviewed):
+    ctx, folder, info = reviewed
+    told = {e.body["stage"]: e for e in ledger.entries(ctx, "decision", folder.id)}
+    html = write_packet(ctx, folder).read_text()
+    for _, stage, *_ in CARD: assert f"#{told[stage].seq}</td>" in html, "every line of the card names the entry it rests on"
+    bare = RunFolder(folder.home, "r2")
+    write_json(bare.path / "run.json", {"id": bare.id, "stages": ["review"], "created_at": "2023-10-01T00:00:00+00:00"})
+    for stage in told.keys() - {"optimize"}: ledger.append(ctx, "decision", bare.id, told[stage].body)
+    with pytest.raises(StageNotReady, match="'how the settings were chosen': the ledger holds no decision of the stage optimize"): write_packet(ctx, bare)
+    ledger.append(ctx, "decision", bare.id, {**told["optimize"].body, "reason": ""})
+    with pytest.raises(StageNotReady, match="optimize published no reason"): write_packet(ctx, bare)
+    other = {**told["register"].body, "evidence": {**told["register"].body["evidence"], "digest": "0" * 64}}
+    for body in (told["optimize"].body, other): ledger.append(ctx, "decision", bare.id, body)
+    with pytest.raises(StageNotReady, match="other bytes"): write_packet(ctx, bare)
+    assert not (bare.path / "packet.html").exists()
+
+
+def test_cases_are_readable(rows):
+    odd = rows.assign(a=rows["a"] * 20000.0)
+    odd.loc[3, "b"] = np.nan
+    found = explained(Straight(), None, rows, odd, "y", "rmse", ["shop"])
+    told = [c["why"] for c in found["strangest"]] + [v for c in found["worst"] for v in c["row"].values()]
+    assert not [t for t in told if "e+0" in t], told
+    row = strangest_cases(odd.assign(y=0.0, answer=0.0).loc[[3]], rows, {"b": "number"}, ["b"])[0]
+    assert row["why"].startswith("b = missing (") and row["why"].endswith("% of the training rows lack it)"), row["why"]

@@ -150,16 +150,16 @@ def importance(found: Mapping) -> str:
 
 
 def segments(found: Mapping) -> str:
-    most = max((r["high"] for r in found["segments"]), default=0)
+    most = max((max(r["high"], r["before"] or 0) for r in found["segments"]), default=0)
     rows = [(f"{r['segment']} {r['value']}", r["rows"], r["error"], span(r), bar(r["error"], r["low"], r["high"], most, r["before"]), r["before"],
-             round(r["bias"], 3), "too few to judge" if r["few"] else "") for r in found["segments"]]
+             round(r["bias"], 3) + 0.0, "too few to judge" if r["few"] else "") for r in found["segments"]]
     head = ("segment", "rows", found["metric"], "interval", "picture", "champion", "mean error", "note")
     return table(head, rows, "error by segment, the worst of each first; in the picture a dot with its interval, and a tick for the champion") if rows else ""
 
 
 def cases(rows: Iterable[Mapping], caption: str) -> str:
     def lines(parts: Iterable[str]) -> Markup: return Markup("<br>".join(map(text, parts)))
-    told = [(lines(f"{k}: {v}" for k, v in r["row"].items()), r["outcome"], r["answer"], r["champion"], lines(r["why"].split(", "))) for r in rows]
+    told = [(lines(f"{k}: {v}" for k, v in r["row"].items()), r["outcome"], r["answer"], r["champion"], lines(r["why"].split("\n"))) for r in rows]
     return table(("row", "outcome", "answer", "champion's answer", "why it is here"), told, caption) if told else ""
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #f4d5b0d3
@@ -276,7 +276,10 @@ def write_packet(ctx: Context, folder: RunFolder) -> Path:
     with take_lock(folder.path / "packet.lock", 60.0, f"the packet of {folder.id}"):
         bodies = published(ctx, folder)
         card = model_card(bodies)
-        registry, found = ModelRegistry(ctx), figures(ctx, folder, bodies)
+        registry = ModelRegistry(ctx)
+        if registry.get(card[0].said).digest != card[1].said:
+            raise StageNotReady(f"the model card cannot say {card[1].topic!r}: entry {card[1].entry} of the ledger names other bytes than the registry holds")
+        found = figures(ctx, folder, bodies)
         signed = voided(registry.sign_offs(card[0].said), is_whole(registry, card[0].said))
         html = packet_page(folder.id, bodies, found, signed, packet_links(bodies))
         if (size := len(html.encode())) >= MOST_BYTES: raise InvalidInput(f"the packet of {folder.id} has {size:,} bytes; it must stay below {MOST_BYTES:,}")
