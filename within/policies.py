@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Share', 'Percentage', 'Duration', 'Name', 'Count', 'Seed', 'SUITES', 'Pattern', 'Patterns', 'CardField', 'ARTIFACTS',
-           'RULES', 'Policy', 'TriggerPolicy', 'FeaturePolicy', 'MinimumPolicy', 'TrainingPolicy', 'TrainingResources',
-           'SearchPolicy', 'Limit', 'GatePolicy', 'RobustnessPolicy', 'CompliancePolicy', 'RollbackTrigger',
-           'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy', 'ReleasePolicy',
-           'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated', 'load_policy', 'models_configured',
-           'policy_digest', 'adjusted', 'BatchingPolicy', 'EnvironmentPolicy', 'ChannelPolicy', 'Environments',
-           'Alerts', 'load_environments', 'load_alerts']
+           'RULES', 'REVIEWS', 'Policy', 'TriggerPolicy', 'FeaturePolicy', 'MinimumPolicy', 'TrainingPolicy',
+           'TrainingResources', 'SearchPolicy', 'Limit', 'GatePolicy', 'RobustnessPolicy', 'CompliancePolicy',
+           'RollbackTrigger', 'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy', 'ResourcePolicy',
+           'ReleasePolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated', 'load_policy',
+           'models_configured', 'policy_digest', 'adjusted', 'BatchingPolicy', 'EnvironmentPolicy', 'ChannelPolicy',
+           'Environments', 'Alerts', 'load_environments', 'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
 import hashlib
@@ -205,6 +205,14 @@ class ResourcePolicy(Policy):
     memory: Annotated[str, Field(pattern=r"^\d+(Ki|Mi|Gi|K|M|G)?$")] = "4Gi"
 
 
+REVIEWS = ("feature_importance", "segments", "edge_cases", "model_card", "final_approval")
+
+
+def _with_the_final(reviews: tuple[str, ...]) -> tuple[str, ...]:
+    if REVIEWS[-1] not in reviews: raise ValueError(f"{REVIEWS[-1]} cannot be left out: users see no answer without it")
+    return reviews
+
+
 class ReleasePolicy(Policy):
     "From staging to all traffic."
     staging_environment: Name = "staging"
@@ -217,6 +225,8 @@ class ReleasePolicy(Policy):
     experiment: ExperimentPolicy = ExperimentPolicy()
     rollout: RolloutPolicy = RolloutPolicy()
     rollback_triggers: tuple[RollbackTrigger, ...] = ()
+    reviews: Annotated[tuple[Literal[REVIEWS], ...], AfterValidator(_with_the_final)] = REVIEWS   # that people must sign
+    reviews_together: bool = True           # may one final approval speak for reviews on which nobody has said anything?
 
 
 class MonitoringPolicy(Policy):

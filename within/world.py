@@ -231,8 +231,8 @@ def train_account_health(ctx: Context, now: datetime) -> ModelInfo:
 def place_in_production(ctx: Context, info: ModelInfo) -> Deployment:
     "Approve, alias and route a version without starting a process. Steps already taken are left alone."
     registry, id = ModelRegistry(ctx=ctx), f"production-{info.name}-{info.version}-blue_green-1"
-    if registry.approval(info.id) is None:
-        registry.approve(info.id, reviewer=REVIEWER, note="bootstrap of the ad world: the champion of the first day, trained on 2022")
+    for review in registry.to_sign(info.id):
+        registry.approve(info.id, REVIEWER, "bootstrap of the ad world: the champion of the first day, trained on 2022", review)
     registry.set_alias(info.name, "champion", info.version)
     placed = Deployment(id, info.name, info.version, "production", "blue_green", "passed", ctx.now(), reason="bootstrap of the ad world")
     if ctx.store.get("deployment", id) is None:

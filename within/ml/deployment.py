@@ -21,6 +21,7 @@ from ..context import Context, resolve
 from ..errors import Conflict, InvalidInput, NotApproved, ServingError, UnknownDeployment, unknown
 from ..ledger import append, entries
 from .registry import ModelInfo, ModelRegistry
+from .reviews import missing
 from ..observations import PredictionLog
 from ..serving.replayer import Replayer
 from ..serving.routes import Route, Share, as_withdrawn, current, routes
@@ -52,8 +53,10 @@ def standing(ctx: Context, info: ModelInfo) -> tuple[Phase, str]:
     "Passed; failed (rejected, or it lost its experiment); or waiting for a reviewer's word. With the reason."
     registry, needs = ModelRegistry(ctx), environment_policy(ctx, ctx.policy(info.name).release.environment).needs_approval
     said = registry.decision(info.id)
-    if said is not None and not said.approved: return Phase.FAILED, f"{said.reviewer} rejected {info.id}: {said.note}"
-    if said is None and needs: return Phase.WAITING, f"no reviewer has approved {info.id}; run `within approve {info.id} --reviewer NAME --note …`"
+    if said is not None and not said.approved: return Phase.FAILED, str(said)
+    if said is None and needs:
+        left = missing(registry.sign_offs(info.id)).replace("approved it", f"approved {info.id}", 1)
+        return Phase.WAITING, f"{left}; run `within approve {info.id} --reviewer NAME --note …`"
     if (body := last_experiment(ctx, info)) is None: return Phase.PASSED, "approved"
     result, variants = body["result"], (body.get("spec") or body)["variants"]
     own = next(v["name"] for v in variants if v["model_version"] == info.version)

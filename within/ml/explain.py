@@ -133,9 +133,9 @@ def strangeness(rows: pd.DataFrame, reference: pd.DataFrame, kinds: Mapping[str,
 
 # %% ../../nbs/lib/415_ml.explain.ipynb #24b49824
 def value_text(value: Any) -> str:
-    "A cell for a reader: numbers in four digits, texts cut at 160 characters, nothing as `missing`."
+    "A cell for a reader: numbers in four digits, no powers of ten for large ones, texts of one line cut at 160 characters, nothing as `missing`."
     if value is None or (isinstance(value, float) and not np.isfinite(value)) or value is pd.NA: return "missing"
-    if isinstance(value, (float, np.floating)): return f"{value:.4g}"
+    if isinstance(value, (float, np.floating)): return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
     text = " ".join(str(value).split())
     return text if len(text) <= 160 else text[:159] + "…"
 
@@ -146,12 +146,12 @@ def _case(row: pd.Series, columns: Sequence[str], why: str) -> dict:
 
 
 def worst_cases(frame: pd.DataFrame, columns: Sequence[str], contributions: Callable | None = None, most: int = 6) -> list[dict]:
-    "The rows with the largest absolute error, what they hold in `columns`, and what pushed the answer most (`contributions`: rows to their contributions)."
+    "The rows with the largest absolute error, what they hold in `columns`, and what pushed the answer most (`contributions`: rows to theirs), a line each."
     worst = frame.loc[(frame["answer"] - frame["y"]).abs().sort_values(ascending=False, kind="stable").index[:most]]
     told, found = contributions(worst) if contributions else None, []
     for i in worst.index:
         pushed = [] if told is None else told.loc[i].sort_values(key=np.abs, ascending=False).head(3).items()
-        why = ", ".join(f"{f} = {value_text(frame.loc[i, f])} pushed it by {v:+.3g}" for f, v in pushed) or "this model cannot say what pushed its answer"
+        why = "\n".join(f"{f} = {value_text(frame.loc[i, f])} pushed it by {v:+.3g}" for f, v in pushed) or "this model cannot say what pushed its answer"
         found.append(_case(frame.loc[i], columns, why))
     return found
 
@@ -163,8 +163,9 @@ def strangest_cases(frame: pd.DataFrame, reference: pd.DataFrame, kinds: Mapping
     for i in np.argsort(-score, kind="stable")[:most]:
         rare = shares.iloc[i].sort_values(kind="stable").head(3).items()
         word = {"text": "{:.2g} % of its words are known", "number": "{:.2g} % of the training rows lie as far out",
-                "category": "{:.2g} % of the training rows have it"}
-        why = ", ".join(f"{f} = {value_text(frame[f].iloc[i])} ({word[kinds[f]].format(100 * s)})" for f, s in rare)
+                "category": "{:.2g} % of the training rows have it", "nothing": "{:.2g} % of the training rows lack it"}
+        def kind(f: str, i: int = i) -> str: return "nothing" if value_text(frame[f].iloc[i]) == "missing" else kinds[f]
+        why = "\n".join(f"{f} = {value_text(frame[f].iloc[i])} ({word[kind(f)].format(100 * s)})" for f, s in rare)
         found.append({**_case(frame.iloc[i], columns, why), "strangeness": float(score[i])})
     return found
 

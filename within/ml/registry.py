@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'REFERENCE', 'checked_version', 'version_key', 'checked_alias', 'ModelInfo', 'Approval', 'Term',
-           'checked_metrics', 'checked_facts', 'flushed', 'placed', 'intact', 'ApprovalReader', 'RegistryReader',
-           'reference_of', 'RegistryFiles', 'RegistryAttachments', 'Registration', 'ModelRegistry']
+           'checked_metrics', 'checked_facts', 'flushed', 'placed', 'intact', 'VersionReader', 'ApprovalReader',
+           'RegistryReader', 'reference_of', 'RegistryFiles', 'RegistryAttachments', 'Registration', 'ModelRegistry']
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #7f3ddf39
 import contextlib
@@ -27,11 +27,13 @@ from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import Conflict, DigestMismatch, InvalidInput, NotApproved, UnknownModel, UnknownModelVersion, unknown
 from ..files import file_digest
-from ..ledger import append, entries
+from ..ledger import append, entries, record
 from ..store import VersionRow
 from ..verdicts import Record, plain
 from .base import Model, checked_name, folder_digest
 from .machine import code_digest
+from .reviews import FINAL, SignOff, before_final, missing, outstanding, rejected, review_name, review_title, sign_offs
+from ..policies import ReleasePolicy
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #2454ad27
 VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
@@ -85,6 +87,11 @@ class Approval(Record):
     note: str
     approved: bool
     at: datetime
+    review: str = FINAL
+
+    def __str__(self) -> str:
+        what = "" if self.review == FINAL else f"the {review_title(self.review)} of "
+        return f"{self.reviewer} {'approved' if self.approved else 'rejected'} {what}{self.model_id}: {self.note}"
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,8 @@ def intact(folder: Path, digest: str) -> bool:
     except (InvalidInput, OSError): return False
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #6a6d3511
-class ApprovalReader:
-    "Version rows and what reviewers said about them, as the store knows them."
+class VersionReader:
+    "Names and version rows, as the store knows them."
 
     def __init__(self, ctx: Context | None = None): self.ctx = resolve(ctx)
 
@@ -166,12 +173,39 @@ class ApprovalReader:
         taken = [version_key(r.version) for r in self.ctx.store.model_versions(checked_name(name))]
         return f"{max(taken)[0]}.{max(taken)[1] + 1}.0" if taken else "1.0.0"
 
-    def decision(self, model_id: str) -> Approval | None:
-        "The last word of a reviewer about the bytes of this version, yes or no; None if nobody decided."
+# %% ../../nbs/lib/300_ml.registry.ipynb #b72d1f38
+class ApprovalReader(VersionReader):
+    "What reviewers said about versions, as the store knows it."
+
+    def words(self, model_id: str) -> dict[str, Approval]:
+        "The last word of a reviewer on each review of this version, about whichever bytes it was said."
         version = self._row(model_id)
-        row = self.ctx.store.get("approval", f"{version.name}@{version.version}")
-        if row is None or row.body["digest"] != version.digest: return None
-        return Approval(**{**row.body, "at": parse_time(row.body["at"])})
+        told = [Approval(**{**r.body, "at": parse_time(r.body["at"])}) for r in self.ctx.store.find("approval", model_id=f"{version.name}@{version.version}")]
+        return {a.review: a for a in told}
+
+    def sign_offs(self, model_id: str) -> tuple[SignOff, ...]:
+        "Where each of the five reviews of these bytes stands, by the policy as it is now; of a model without a policy all five are required."
+        version, release = self._row(model_id), self._release(model_id)
+        return sign_offs(self.words(model_id), version.digest, release.reviews, release.reviews_together)
+
+    def to_sign(self, model_id: str) -> list[str]:
+        "What somebody has to sign before users may see the answers, the final approval last."
+        left = outstanding(self.sign_offs(model_id))
+        return [FINAL] if left and self.together(model_id) else left
+
+    def together(self, model_id: str) -> bool:
+        "Whether the final approval may speak for reviews on which nobody has said anything."
+        return self._release(model_id).reviews_together
+
+    def _release(self, model_id: str) -> ReleasePolicy:
+        try: return self.ctx.policy(str(model_id).partition("@")[0]).release
+        except UnknownModel: return ReleasePolicy()
+
+    def decision(self, model_id: str) -> Approval | None:
+        "A no that holds, on any of the reviews; else the final approval once every required review is given; None as long as somebody has to sign."
+        signed, words = self.sign_offs(model_id), self.words(model_id)
+        if no := rejected(signed): return words[no.review]
+        return None if outstanding(signed) else words[FINAL]
 
     def approval(self, model_id: str) -> Approval | None:
         "The standing yes for exactly these bytes, or None."
@@ -181,8 +215,7 @@ class ApprovalReader:
     def require_approval(self, model_id: str) -> Approval:
         "The approval, or `NotApproved` with what to do about it."
         if found := self.approval(model_id): return found
-        last = self.decision(model_id)
-        why = f"{last.reviewer} rejected it: {last.note}" if last else "no reviewer has approved it"
+        why = missing(self.sign_offs(model_id))
         raise NotApproved(f"users may not see answers of {model_id}: {why}; run `within approve {model_id} --reviewer NAME --note …`")
 
 # %% ../../nbs/lib/300_ml.registry.ipynb #df5a0a7a
@@ -366,8 +399,8 @@ class Registration(RegistryAttachments):
 class ModelRegistry(Registration):
     "Names, versions, approvals and aliases of models; the guide's class."
 
-    def _decide(self, model_id: str, reviewer: str, note: str, approved: bool) -> Approval:
-        row = self._row(model_id)
+    def _decide(self, model_id: str, reviewer: str, note: str, approved: bool, review: str) -> Approval:
+        row, review = self._row(model_id), review_name(review)
         id, reviewer, note = f"{row.name}@{row.version}", str(reviewer or "").strip(), str(note or "").strip()
         if not reviewer or len(reviewer) > 200 or not reviewer.isprintable(): raise InvalidInput("a decision needs a reviewer: the name or address of a person")
         if not note: raise InvalidInput("a decision needs a note: what the reviewer looked at and why")
@@ -375,19 +408,27 @@ class ModelRegistry(Registration):
         if approved and reviewer.casefold() == str(author).strip().casefold():
             raise NotApproved(f"{author} made {id} and cannot approve it; somebody else must")
         if approved and not intact(self.folder(id), row.digest): raise DigestMismatch(f"the files of {id} are not those that were registered")
-        made = Approval(id, row.digest, reviewer, note, approved, self.ctx.now())
-        before = self.ctx.store.get("approval", id)
-        self.ctx.store.put("approval", id, made.to_dict(), before.revision if before else None)
-        append(self.ctx, "approval" if approved else "rejection", id, {"digest": row.digest, "reviewer": reviewer, "note": note}, actor=reviewer)
-        return made
+        if approved and review == FINAL and (before := before_final(self.sign_offs(id), self.together(id))):
+            raise NotApproved(f"the final approval of {id} comes last: {before}; a review is signed with `within approve {id} --review NAME`")
+        return self._said(Approval(id, row.digest, reviewer, note, approved, self.ctx.now(), review))
 
-    def approve(self, model_id: str, reviewer: str, note: str) -> Approval:
-        "A person's yes to exactly these bytes; the author's own is refused with `NotApproved`."
-        return self._decide(model_id, reviewer, note, True)
+    def _said(self, word: Approval) -> Approval:
+        place = word.model_id if word.review == FINAL else f"{word.model_id}/{word.review}"
+        before, kind = self.ctx.store.get("approval", place), "approval" if word.approved else "rejection"
+        told = {"digest": word.digest, "reviewer": word.reviewer, "note": word.note, "review": word.review}
+        try: record(self.ctx, [("approval", place, word.to_dict(), before.revision if before else None)], [(kind, word.model_id, told)], word.reviewer)
+        except Conflict as e:
+            first = self.words(word.model_id).get(word.review)
+            raise Conflict(f"somebody was faster: {first}; read that and say it again") from e
+        return word
 
-    def reject(self, model_id: str, reviewer: str, note: str) -> Approval:
+    def approve(self, model_id: str, reviewer: str, note: str, review: str = FINAL) -> Approval:
+        "A person's yes to exactly these bytes, in one of the five reviews; the author's own is refused with `NotApproved`."
+        return self._decide(model_id, reviewer, note, True, review)
+
+    def reject(self, model_id: str, reviewer: str, note: str, review: str = FINAL) -> Approval:
         "A person's no; it takes an earlier yes back."
-        return self._decide(model_id, reviewer, note, False)
+        return self._decide(model_id, reviewer, note, False, review)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
         "Point an alias (`champion`, `challenger`, `staging`) at a version, here and then in MLflow."

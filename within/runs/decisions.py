@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['trigger_decision', 'prepared_decision', 'search_decision', 'trained_decision', 'figures_with_intervals',
-           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'approval_of',
-           'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
+           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'is_whole',
+           'approval_of', 'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
            'experiment_decision', 'monitored_decision']
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #6e3ae76d
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import iso
-from ..errors import NotDue
+from ..errors import DigestMismatch, NotDue
+from ..files import file_digest
+from ..ml.reviews import before_final
 from .stages import Stage
 from ..verdicts import Decision, Phase, Record, Verdict, plain, worst
 
@@ -104,20 +106,33 @@ def validated_decision(result: Any) -> Decision:
     return Decision(result.status, reason, evidence, verdicts=result.verdicts)
 
 
-def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "") -> Decision:
-    "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one)."
+def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "", packet: Any = None) -> Decision:
+    "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one); `packet`: the page that was read."
     from within.ml.registry import ModelRegistry
     registry = ModelRegistry(stage.ctx)
     said = {i: registry.decision(i) for i in (model_id, control_id) if i}
     no, silent, outputs = [a for a in said.values() if a and not a.approved], [i for i, a in said.items() if a is None], {"model_id": model_id}
-    if no:
-        reason = f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}"
-        return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
+    changed = [i for i in said if not is_whole(registry, i)]
+    measured = {"packet": file_digest(packet)} if packet else {}   # it names entries and times, which no second run has
+    if changed:
+        reason = f"the files of {' and '.join(changed)} are not those that were registered: every signature about them is void"
+        return Decision(Phase.FAILED, reason, dict(evidence), measured, outputs)
+    if no: return Decision(Phase.FAILED, str(no[0]), {**evidence, "approval": approval_of(no[0])}, measured, outputs)
     if silent:
-        needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
-        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), outputs={**outputs, "needs": needs})
+        signed = registry.sign_offs(silent[0])
+        if before := before_final(signed, registry.together(silent[0])): left, option = f" ({before})", " --review NAME"
+        else: left, option = "", ""
+        needs = f'within approve {stage.provenance.run or silent[0]}{option} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
+        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}{left}", dict(evidence), measured, {**outputs, "needs": needs})
     yes = said[model_id]
-    return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
+    kept = {"approval": approval_of(yes), "reviews": {s.review: f"{s.state} by {s.reviewer}" for s in registry.sign_offs(model_id) if s.given}}
+    return Decision(Phase.PASSED, str(yes), {**evidence, **kept}, measured, outputs)
+
+
+def is_whole(registry: Any, model_id: str) -> bool:
+    "Whether the files of a version, here or in MLflow's copy, are still those that were registered."
+    try: return registry.folder(model_id) is not None
+    except DigestMismatch: return False
 
 
 def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}

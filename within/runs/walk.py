@@ -7,8 +7,8 @@ __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'c
            'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag',
            'build_stage', 'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing',
            'looked_at_since', 'in_short', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text',
-           'run_view', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised',
-           'step', 'walk', 'retrain']
+           'run_view', 'renew_packet', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage',
+           'supervised', 'step', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -37,6 +37,7 @@ from ..ledger import append, entries
 from ..policies import models_configured, policy_digest
 from .folder import (PRODUCTS, RunFolder, copy_sources, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
                                 product_digests, published, resolve_overrides, subject_name, sweep)
+from .packet import write_packet
 from .report import RunView, stage_view, write_report
 from .stages import sign_lock, take_lock
 from ..settings import project_root
@@ -322,13 +323,22 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     views = tuple(stage_view(folder, s, is_done(folder, s, bodies.get(s)), failed.get(s, "")) for s in want["stages"])
     changed = tuple(f"{s}.{k} = {v}" for s, p in want["overrides"].items() for k, v in p.items() if k != "source")
     said = (result.verdict, portable(result.reason, folder), next_step_text(result))
-    return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views)
+    pages = (("review packet: read this before you say yes", "packet.html"),) if (folder.path / "packet.html").is_file() else ()
+    return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views, pages)
+
+
+def renew_packet(ctx: Context, folder: RunFolder) -> None:
+    "Let a review packet that is there say what is true now; no run fails because of it."
+    if not (folder.path / "packet.html").is_file(): return
+    try: write_packet(ctx, folder)
+    except WithinError as problem: log(folder, f"the review packet could not be written again: {problem}")
 
 
 def close(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunOutcome:
     "Write what a reader gets when a command stops: log line, evidence, report, the store's row."
     log(folder, f"{result.phase} {result.headline}")
     write_evidence(ctx, folder)
+    renew_packet(ctx, folder)
     write_report(folder, run_view(ctx, folder, result))
     if result.phase in (Phase.PASSED, Phase.FAILED, Phase.INCONCLUSIVE):
         append(ctx, "run", folder.id, {"phase": str(result.phase), "stage": result.stage, "reason": result.reason})
