@@ -27,7 +27,7 @@ from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import Conflict, DigestMismatch, InvalidInput, NotApproved, UnknownModel, UnknownModelVersion, unknown
 from ..files import file_digest
-from ..ledger import append, entries
+from ..ledger import append, entries, record
 from ..store import VersionRow
 from ..verdicts import Record, plain
 from .base import Model, checked_name, folder_digest
@@ -377,8 +377,8 @@ class ModelRegistry(Registration):
         if approved and not intact(self.folder(id), row.digest): raise DigestMismatch(f"the files of {id} are not those that were registered")
         made = Approval(id, row.digest, reviewer, note, approved, self.ctx.now())
         before = self.ctx.store.get("approval", id)
-        self.ctx.store.put("approval", id, made.to_dict(), before.revision if before else None)
-        append(self.ctx, "approval" if approved else "rejection", id, {"digest": row.digest, "reviewer": reviewer, "note": note}, actor=reviewer)
+        told = ("approval" if approved else "rejection", id, {"digest": row.digest, "reviewer": reviewer, "note": note})
+        record(self.ctx, [("approval", id, made.to_dict(), before.revision if before else None)], [told], actor=reviewer)   # never one without the other
         return made
 
     def approve(self, model_id: str, reviewer: str, note: str) -> Approval:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..context import Context
 from ..errors import StageNotReady
-from ..files import read_json, write_json, write_text
+from ..files import file_digest, read_json, write_json, write_text
+from ..ledger import append
 from .folder import RunFolder, published
 from .report import STYLE, Markup, badge, table, text, verdict_table
 from ..verdicts import Record
@@ -166,4 +167,6 @@ def write_packet(ctx: Context, folder: RunFolder) -> Path:
     pages = bodies["trigger"].get("outputs", {}).get("pages", {})
     links = [("run report", "index.html"), *((n, a) for n, a in pages.items() if a.startswith("files/")), ("decisions.json", "decisions.json")]
     said = ModelRegistry(ctx).decision(card[0].said)
-    return write_text(folder.path / "packet.html", packet_page(folder.id, bodies, figures(ctx, folder, bodies), said, links))
+    path = write_text(folder.path / "packet.html", packet_page(folder.id, bodies, figures(ctx, folder, bodies), said, links))
+    append(ctx, "packet", folder.id, {"model": card[0].said}, files={path.relative_to(folder.home).as_posix(): file_digest(path)})
+    return path
