@@ -10,8 +10,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
            'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register', 'bootstrap',
-           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'up',
-           'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
+           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'changes_of',
+           'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo',
+           'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -62,7 +63,7 @@ class Commands(TyperGroup):
 # %% ../nbs/lib/790_cli.ipynb #466497fd
 app = typer.Typer(name="within", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EPILOG, rich_markup_mode=None,
                   help="Retrain a model, and leave evidence for every answer on the way.")
-audit = typer.Typer(help="Check the ledger and the files it vouches for.", no_args_is_help=True)
+audit = typer.Typer(help="Check, sign and hand out the ledger and the files it vouches for.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 event = typer.Typer(help=EVENT_HELP, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(event, name="event")
@@ -605,11 +606,38 @@ def check() -> None:
 
 @audit.command()
 def verify() -> None:
-    "Walk the ledger's chain and compare every published file with its digest."
+    "Walk the ledger's chain and its signed heads, and compare every published file with its digest."
     from within.ledger import verify as walk
     result = walk(open_context())
-    typer.echo(f"{result.entries} entries and {result.files} files: {'nothing was changed' if result.ok else result.first_fault}")
+    typer.echo(f"{result.entries} entries and {result.files} files: {f'nothing was changed; {result.cover}' if result.ok else result.first_fault}")
     raise typer.Exit(0 if result.ok else 1)
+
+
+@audit.command()
+def keygen() -> None:
+    "Make the private key that signs the ledger's head, in ~/.config/within/ledger.key or where WITHIN_LEDGER_KEY says: outside home and project."
+    from within.ledger_heads import fingerprint, key_place, make_key
+    ctx = open_context()
+    typer.echo(f"key {fingerprint(make_key(ctx))} in {key_place(ctx)}: tell auditors this fingerprint, keep a copy of the file, show it to nobody")
+
+
+@audit.command()
+def sign(new_key: Annotated[bool, typer.Option("--new-key", help="From now on another key signs, on purpose.")] = False) -> None:
+    "Sign the ledger as it stands, so that a later cut of its end is seen. A run that ends does this by itself when there is a key."
+    from within.ledger import sign as signed
+    from within.ledger_heads import fingerprint
+    head = signed(changing("operate"), new_key)
+    typer.echo(f"signed up to entry {head.seq} by the key {fingerprint(head.public)}")
+
+
+@audit.command()
+def export(file: Annotated[Path, typer.Argument(help="The archive, NAME.zip.")]) -> None:
+    "Write one archive for an auditor: ledger, vouched files, signed heads, and a script of 50 lines that verifies them without within."
+    from within.audits import export as written
+    made = written(file, open_context())
+    typer.echo(f"{made.path}: {made.audit.entries} entries, {made.files} files, {made.bytes:,} bytes; check it with: python -I verify.py {made.path.name}")
+    if not made.audit.ok: typer.secho(f"as it stands it is not whole: {made.audit.first_fault}", fg="red", err=True)
+    raise typer.Exit(0 if made.audit.ok else 1)
 
 # %% ../nbs/lib/790_cli.ipynb #4e80f25c
 def changes_of(sets: list[str]) -> dict[str, str]:

@@ -150,9 +150,9 @@ def keep_head(ctx: Context, head: Head) -> None:
             os.fsync(file.fileno())
 
 # %% ../nbs/lib/128_ledger_heads.ipynb #3b729024
-def chain_of_heads(heads: list[dict], where: str, keys: Iterable[str]) -> str | None:
-    "What is wrong with a file of heads in itself, or None."
-    previous, seq, keys = "", 0, set(keys)
+def chain_of_heads(heads: list[dict], where: str, keys: Iterable[str], start: str = "") -> str | None:
+    "What is wrong with a file of heads in itself, or None; `start` is the signature that its first head follows."
+    previous, seq, keys = start, 0, set(keys)
     for number, head in enumerate(heads, 1):
         which = f"head {number} of {where} (of entry {head['seq']})"
         if not is_signed(head): return f"{which} does not carry the signature of its key"
@@ -174,9 +174,9 @@ def head_fault(ctx: Context, rows: list[Mapping], keys: list[str]) -> tuple[str 
         number, when = head["seq"], head["at"]
         if number > len(rows): return f"the ledger ends at entry {len(rows)}, and a head of {when} covers entry {number}: its end was cut off", 0, ""
         if rows[number - 1]["hash"] != head["hash"]: return f"entry {number} is not the one that was signed at {when}: the ledger was written anew", 0, ""
-    for heads, file in ((inside, files[0]), (beside, files[1])):
-        if fault := chain_of_heads(heads, file.name, keys): return fault, 0, ""
-    if beside and inside[:len(beside)] != beside: return f"{files[0].name} lacks heads that are kept beside the key: they were removed", 0, ""
+    for heads, file, start in ((inside, files[0], ""), (beside, files[1], beside[0]["previous"] if beside else "")):   # a key that came later knows later heads
+        if fault := chain_of_heads(heads, file.name, keys, start): return fault, 0, ""
+    if any(h not in inside for h in beside): return f"{files[0].name} lacks heads that are kept beside the key: they were removed", 0, ""
     if keys and not inside: return f"the ledger names a key that signs it, and {files[0].name} holds no head: they were removed", 0, ""
     if (mine := own_public(ctx)) and keys and mine != keys[-1]:
         return f"the heads are signed by the key {fingerprint(keys[-1])}, and yours is {fingerprint(mine)}: a foreign key", 0, ""
