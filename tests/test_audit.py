@@ -27,6 +27,7 @@ from within.ml.ad_score import AdScorePredictor
 from within.ml.registry import ModelRegistry
 from within.runs.folder import RunFolder
 from within.runs.walk import retrain
+from within.verdicts import Phase
 
 NOW = FrozenClock("2023-10-01")
 
@@ -195,10 +196,11 @@ def test_a_command_killed_while_it_closed_a_run_is_closed_by_the_next(project, m
     ctx = opened(project)
     class Killed(BaseException): pass
     def die(*_): raise Killed
+    assert retrain("ad_score_predictor", run="r1", until="trigger", ctx=ctx).phase is Phase.PENDING
     with monkeypatch.context() as m:
         m.setattr(walk, "vouch", die)
         with pytest.raises(Killed): retrain("ad_score_predictor", run="r1", ctx=ctx)
-    assert not entries(ctx, "run", "r1")
+    assert not entries(ctx, "run", "r1") and verify(ctx).ok   # unfinished is not changed
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == () and len(entries(ctx, "run", "r1")) == 1 and verify(ctx).ok
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == () and len(entries(ctx, "run", "r1")) == 1
     ctx.close()

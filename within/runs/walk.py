@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EXIT_CODES', 'QUIET', 'ENDED', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'code_version', 'installed_packages',
            'planned', 'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files',
-           'load_dag', 'build_stage', 'notebook_error', 'check_seen', 'digests_under', 'beside', 'publish', 'log',
-           'write_evidence', 'standing', 'looked_at_since', 'in_short', 'resume_command', 'outcome', 'remember',
-           'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'next_step_text', 'run_view', 'close',
+           'load_dag', 'build_stage', 'notebook_error', 'check_seen', 'evidence_pages', 'digests_under', 'beside',
+           'publish', 'log', 'write_evidence', 'standing', 'looked_at_since', 'in_short', 'resume_command', 'outcome',
+           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'next_step_text', 'run_view', 'close',
            'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised', 'step', 'walk',
            'retrain']
 
@@ -226,6 +226,11 @@ def check_seen(folder: RunFolder, stage: str, body: Mapping, token: str) -> None
         raise WithinError(f"{stage} saw other parameters than intended: " + "; ".join(f"{k} {s!r} instead of {w!r}" for k, (w, s) in wrong.items()))
 
 
+def evidence_pages(folder: RunFolder) -> list[Path]:
+    "The files that sum a run up, those that exist."
+    return [p for n in ("manifest.json", "decisions.json", "index.html") if (p := folder.path / n).is_file()]
+
+
 def digests_under(folder: RunFolder, part: str = ".") -> dict[str, str]:
     "Digest by path relative to the home of what lies in a part of a run's folder, logs and locks left out."
     found = sorted(p for p in (folder.path / part).rglob("*") if p.is_file() and not is_loose(p.relative_to(folder.path)))
@@ -247,6 +252,7 @@ def publish(ctx: Context, folder: RunFolder, stage: str, body: Mapping, before: 
     if missing := set(PRODUCTS) - set(digests): raise WithinError(f"{stage} left no {', '.join(sorted(missing))}")
     entry = {"run": folder.id, "stage": stage, "products": digests, "params": body["params"], **body["decision"]}
     more, gone = beside(ctx, folder, body, before or {})
+    gone += [p.relative_to(folder.home).as_posix() for p in evidence_pages(folder)]   # they sum up fewer decisions, and are about to be written again
     append(ctx, "decision", folder.id, {**entry, **({"removed": gone} if gone else {})},
            files={**more, **{folder.product(stage, k).relative_to(folder.home).as_posix(): d for k, d in digests.items()}})
     return entry
@@ -326,8 +332,7 @@ def vouch_intention(ctx: Context, folder: RunFolder) -> None:
 def vouch(ctx: Context, folder: RunFolder, told: Mapping, ended: bool) -> None:
     "Let the ledger vouch for the evidence as it stands and, of a run that ended, for everything nobody vouched for yet; then sign, if there is a key."
     known = vouched_files(ctx.store.ledger_rows())
-    pages = [p for n in ("manifest.json", "decisions.json", "index.html") if (p := folder.path / n).is_file()]
-    evidence = {p.relative_to(folder.home).as_posix(): file_digest(p) for p in pages}
+    evidence = {p.relative_to(folder.home).as_posix(): file_digest(p) for p in evidence_pages(folder)}
     new = {p: d for p, d in digests_under(folder).items() if p not in known} if ended else {}
     if ended or any(known.get(p, ("",))[0] != d for p, d in evidence.items()):
         append(ctx, "run" if ended else "evidence", folder.id, told, files={**new, **evidence})
