@@ -22,6 +22,7 @@ QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "
          "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 os.environ.update(QUIET)
 for _name in [n for n in os.environ if n.startswith("WITHIN_")]: del os.environ[_name]   # a developer's own home is nobody's fixture
+os.environ["WITHIN_LEDGER_KEY"] = "/nonexistent/ledger.key"   # a developer's own key signs nothing here
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 

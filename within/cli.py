@@ -11,8 +11,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'REVIEW_HELP', 'EVENT_HELP', 'app', 'audit', 
            'event_list', 'event_end', 'models_meant', 'review_names', 'decide', 'approve', 'reject', 'packet',
            'routed_models', 'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register',
            'bootstrap', 'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build',
-           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'serve', 'up',
-           'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
+           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'say_replay',
+           'replay', 'diff', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
+           'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -65,7 +66,7 @@ class Commands(TyperGroup):
 # %% ../nbs/lib/790_cli.ipynb #466497fd
 app = typer.Typer(name="within", cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EPILOG, rich_markup_mode=None,
                   help="Retrain a model, and leave evidence for every answer on the way.")
-audit = typer.Typer(help="Check the ledger and the files it vouches for.", no_args_is_help=True)
+audit = typer.Typer(help="Check, sign and hand out the ledger and the files it vouches for.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 event = typer.Typer(help=EVENT_HELP, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(event, name="event")
@@ -721,14 +722,82 @@ def check() -> None:
     typer.echo(f"{len(found)} problems" if found else f"in order: configs in {ctx.settings.configs}, pipeline in {project_root()}")
     raise typer.Exit(1 if found else 0)
 
-
+# %% ../nbs/lib/790_cli.ipynb #aud17001
 @audit.command()
 def verify() -> None:
-    "Walk the ledger's chain and compare every published file with its digest."
+    "Walk the ledger's chain and its signed heads, and compare every published file with its digest."
     from within.ledger import verify as walk
     result = walk(open_context())
-    typer.echo(f"{result.entries} entries and {result.files} files: {'nothing was changed' if result.ok else result.first_fault}")
+    typer.echo(f"{result.entries} entries and {result.files} files: {f'nothing was changed; {result.cover}' if result.ok else result.first_fault}")
     raise typer.Exit(0 if result.ok else 1)
+
+
+@audit.command()
+def keygen() -> None:
+    "Make the private key that signs the ledger's head, in ~/.config/within/ledger.key or where WITHIN_LEDGER_KEY says: outside home and project."
+    from within.ledger_heads import fingerprint, key_place, make_key
+    ctx = open_context()
+    typer.echo(f"key {fingerprint(make_key(ctx))} in {key_place(ctx)}: tell auditors this fingerprint, keep a copy of the file, show it to nobody")
+
+
+@audit.command()
+def sign(new_key: Annotated[bool, typer.Option("--new-key", help="From now on another key signs, on purpose.")] = False) -> None:
+    "Sign the ledger as it stands, so that a later cut of its end is seen. A run that ends does this by itself when there is a key."
+    from within.ledger import sign as signed
+    from within.ledger_heads import fingerprint
+    head = signed(changing("operate"), new_key)
+    typer.echo(f"signed up to entry {head.seq} by the key {fingerprint(head.public)}")
+
+
+@audit.command()
+def export(file: Annotated[Path, typer.Argument(help="The archive, NAME.zip.")]) -> None:
+    "Write one archive for an auditor: ledger, vouched files, signed heads, and a script of 50 lines that verifies them without within."
+    from within.audits import export as written
+    made = written(file, open_context())
+    typer.echo(f"{made.path}: {made.audit.entries} entries, {made.files} files, {made.bytes:,} bytes; check it with: python -I verify.py {made.path.name}")
+    if not made.audit.ok: typer.secho(f"as it stands it is not whole: {made.audit.first_fault}", fg="red", err=True)
+    raise typer.Exit(0 if made.audit.ok else 1)
+
+# %% ../nbs/lib/790_cli.ipynb #rep17001
+def say_replay(report: Any) -> None:
+    "The result of a replay: a line for each stage, then the sentence."
+    rows = [(s, str(level), "") for s, level in report.compared.items()] + [(s, "left out", why) for s, why in report.left_out.items()]
+    print_table(("stage", "compared", ""), rows)
+    parted = [(d.stage, d.field, str(d.before)[:60], str(d.after)[:60], str(d.level)) for d in report.differences[:20]]
+    if parted: print_table(("stage", "field", "then", "now", ""), parted)
+    typer.echo(f"{report.sentence}\nthe repetition lies in {report.home}")
+
+
+@app.command()
+def replay(run: Annotated[str, typer.Argument(help="A run's id.")],
+           until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+           tolerance: Annotated[float, typer.Option(help="Relative difference up to which figures are numerically equal.")] = 1e-9,
+           accept: Annotated[str, typer.Option(help="The least equality that is fine: bit-equal, numerically or statistically.")] = "bit-equal",
+           as_json: Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.")] = False) -> None:
+    "Execute a run again from its manifest in a fresh home, and say how equal it is. Exit 0: bit-equal (or as --accept says); 1: not."
+    import json
+    from within.runs.compare import LEVELS, Equality
+    from within.runs.replay import replay as again
+    wanted = next((e for e in (Equality.BIT, Equality.NUMERIC, Equality.STATISTIC) if accept in (str(e), str(e).partition(" ")[0])), None)
+    if wanted is None: raise InvalidInput(f"--accept {accept}: one of bit-equal, numerically, statistically")
+    progress = {} if as_json else {"progress": printed_progress(), "tell": typer.echo}
+    report = again(run, open_context(), until, tolerance, **progress)
+    if as_json: typer.echo(json.dumps(report.to_dict() | {"sentence": report.sentence}, indent=1))
+    else: say_replay(report)
+    raise typer.Exit(0 if LEVELS.index(report.level) <= LEVELS.index(wanted) else 1)
+
+
+@app.command()
+def diff(first: Annotated[str, typer.Argument(help="A run's id.")], second: Annotated[str, typer.Argument(help="Another one.")],
+         everything: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
+         as_json: Annotated[bool, typer.Option("--json", help="All facts as JSON on standard output.")] = False) -> None:
+    "Compare two runs: parameters, data, metrics, code and decisions side by side."
+    import json
+    from within.runs.compare import side_by_side
+    pairs = side_by_side(open_context(), first, second)
+    if as_json: return typer.echo(json.dumps([p.to_dict() | {"same": p.same} for p in pairs], indent=1))
+    print_table(("", "", first, second), [(p.section, p.name, p.first, p.second) for p in pairs if everything or not p.same])
+    typer.echo(f"{sum(p.same for p in pairs)} of {len(pairs)} facts are the same")
 
 # %% ../nbs/lib/790_cli.ipynb #4e80f25c
 def changes_of(sets: list[str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def settings_from_env(**explicit: Any) -> dict:
            "warehouse_url": os.environ.get("WITHIN_WAREHOUSE_URL"),
            "mlflow_tracking_uri": os.environ.get("MLFLOW_TRACKING_URI"), "clock": os.environ.get("WITHIN_CLOCK"), "engine": os.environ.get("WITHIN_ENGINE"),
            "seed": os.environ.get("WITHIN_SEED"), "user": os.environ.get("WITHIN_USER"), "token": os.environ.get("WITHIN_TOKEN"),
-           "profile": os.environ.get("WITHIN_PROFILE")}
+           "profile": os.environ.get("WITHIN_PROFILE"), "ledger_key": os.environ.get("WITHIN_LEDGER_KEY")}
     if extra := set(explicit) - set(env): raise unknown("setting", sorted(extra)[0], env)
     v = {k: x for k, x in {**env, **explicit}.items() if x not in (None, "")}
     home = Path(v.get("home") or project_root() / ".within").expanduser().absolute()
@@ -43,6 +43,7 @@ def settings_from_env(**explicit: Any) -> dict:
     defaults = {"configs": project_root() / "configs", "database_url": f"sqlite:///{home / 'within.db'}", "user": getpass.getuser(),
                 "mlflow_tracking_uri": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"}
     v = {**defaults, **v, "home": home}
+    v["ledger_key"] = Path(v.get("ledger_key") or Path.home() / ".config" / "within" / "ledger.key").expanduser().absolute()
     return {**v, "configs": Path(v["configs"]).expanduser().absolute(), "seed": _whole("WITHIN_SEED", v.get("seed", 0))}
 
 
@@ -66,6 +67,7 @@ class Settings:
     profile: str = "development"         # WITHIN_PROFILE: development, ci or training; what a machine that is too small means
     token: str | None = field(default=None, repr=False)  # WITHIN_TOKEN: for changing routes over HTTP
     warehouse_url: str | None = field(default=None, repr=False)  # WITHIN_WAREHOUSE_URL: datasets elsewhere than under the home; may hold a password
+    ledger_key: Path | None = field(default=None, repr=False)  # WITHIN_LEDGER_KEY: the private key that signs the ledger's head, outside home and project
 
     def __post_init__(self):
         if self.clock not in (None, *CLOCKS): raise unknown("WITHIN_CLOCK", self.clock, CLOCKS)
