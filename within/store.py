@@ -47,7 +47,8 @@ OBSERVATIONS = sa.Table("observations", METADATA, sa.Column("seq", Int, primary_
                         sa.Column("labels", Text, nullable=False), sa.Index("observed", "subject", "metric", "at"))
 
 # %% ../nbs/lib/110_store.ipynb #c5730b56
-KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence", "token"})
+KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence", "token",
+                   "standing"})
 
 
 @dataclass(frozen=True)
