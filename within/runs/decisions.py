@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['trigger_decision', 'prepared_decision', 'search_decision', 'trained_decision', 'figures_with_intervals',
-           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'approval_of',
-           'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
+           'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'approved_in_advance',
+           'approval_of', 'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
            'experiment_decision', 'monitored_decision']
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #6e3ae76d
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import iso
-from ..errors import NotDue
+from ..errors import NotApproved, NotDue
 from .stages import Stage
 from ..verdicts import Decision, Phase, Record, Verdict, plain, worst
 
@@ -113,11 +113,26 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
     if no:
         reason = f"{no[0].reviewer} rejected {no[0].model_id}: {no[0].note}"
         return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
+    automatic = stage.folder.intention.get("automatic") if stage.folder else None
+    if silent and automatic:
+        yes, why = approved_in_advance(stage, model_id, silent)
+        if yes: return Decision(Phase.PASSED, f"approved automatically: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
     if silent:
         needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
-        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}", dict(evidence), outputs={**outputs, "needs": needs})
+        asked = f"waiting for approval of {' and '.join(silent)}" + (f", a person's: {why}" if automatic else "")
+        return Decision(Phase.WAITING, asked, dict(evidence), outputs={**outputs, "needs": needs})
     yes = said[model_id]
     return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
+
+
+def approved_in_advance(stage: Stage, model_id: str, silent: list[str]) -> tuple[Any, str]: # the approval, or None and the reason
+    "What a standing approval says to the version of an automatic run."
+    from within.ml.approvals import use_standing
+    from within.ml.registry import ModelRegistry
+    if not stage.folder.intention["automatic"]["auto_deployment"]: return None, "the schedule does not deploy automatically"
+    if silent != [model_id]: return None, "with a first version, the baseline that it is compared with needs a yes too"
+    try: return use_standing(stage.ctx, model_id, ModelRegistry(stage.ctx).get(model_id).digest, stage.folder.id), ""
+    except NotApproved as e: return None, str(e)
 
 
 def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}

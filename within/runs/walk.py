@@ -7,8 +7,8 @@ __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'c
            'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files', 'load_dag',
            'build_stage', 'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing',
            'looked_at_since', 'in_short', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text',
-           'run_view', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage', 'supervised',
-           'step', 'walk', 'retrain']
+           'automatic_criteria', 'run_view', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt',
+           'after_stage', 'supervised', 'step', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -34,8 +34,8 @@ from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
 from ..files import file_digest, read_json, write_json, write_text
 from ..ledger import append, entries
-from ..policies import models_configured, policy_digest
-from .folder import (PRODUCTS, RunFolder, copy_sources, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
+from ..policies import adjusted, models_configured, policy_digest
+from .folder import (PRODUCTS, RunFolder, copy_sources, criteria_config, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
                                 product_digests, published, resolve_overrides, subject_name, sweep)
 from .report import RunView, stage_view, write_report
 from .stages import sign_lock, take_lock
@@ -127,9 +127,11 @@ def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) 
     if final.path.exists(): raise Conflict(f"run {final.id} exists already")
     draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
     copy_sources(draft, root, ctx.settings.configs, plan, final.id)
+    criteria = plan.get("automatic", {}).get("overrides", {})
+    criteria_config(draft.path / "configs", plan["model"], criteria)
     for p in plan["params"].values(): p.update({"run": final.id} if "run" in p else {})
     intention = {"id": final.id, **plan, "created_at": iso(ctx.now()), "created_by": ctx.settings.user, "clock": "replay" if ctx.is_replay else "system",
-                 "seed": ctx.seed, "code": code_version(root), "policy": policy_digest(ctx.policy(plan["model"]))}
+                 "seed": ctx.seed, "code": code_version(root), "policy": policy_digest(adjusted(ctx.policy(plan["model"]), criteria))}
     write_json(draft.path / "run.json", intention)
     draft.path.rename(final.path)
     return final
@@ -147,6 +149,7 @@ def stage_environment(ctx: Context, folder: RunFolder):
     before, here = dict(os.environ), Path.cwd()
     inside, want = str(Path(find_spec("within").origin).resolve().parents[1]), folder.intention
     os.environ.update({**QUIET, "WITHIN_HOME": str(ctx.settings.home), "WITHIN_CONFIGS": str(folder.path / "configs"), "WITHIN_CLOCK": want["clock"],
+                       "WITHIN_PROJECT_CONFIGS": str(ctx.settings.configs),   # for what may change while a run waits: days of a freeze
                        "WITHIN_SEED": str(want["seed"]), "WITHIN_USER": ctx.settings.user, "WITHIN_RUN": folder.id,
                        "WITHIN_DATABASE_URL": ctx.settings.database_url, "MLFLOW_TRACKING_URI": ctx.settings.mlflow_tracking_uri,
                        "WITHIN_WAREHOUSE_URL": ctx.settings.warehouse_url or "",
@@ -311,6 +314,12 @@ def next_step_text(result: RunOutcome) -> str:
     return {Phase.WAITING: f"Waiting until {result.until}. Then: {command}", Phase.ERROR: f"After the repair: {command}"}.get(result.phase, "")
 
 
+def automatic_criteria(automatic: Mapping) -> list[str]:
+    "The criteria of an automatic run that stand in the place of the policy's, one sentence each."
+    told = automatic.get("policy", {})
+    return [f"policy {k} = {v} (a criterion of continuous training; the policy says {told.get(k)})" for k, v in automatic.get("overrides", {}).items()]
+
+
 def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     "Everything the page shows, read from the run's files and the ledger."
     want, bodies = folder.intention, published(ctx, folder)
@@ -321,6 +330,9 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     failed = {result.stage: portable(result.reason, folder)} if result.phase is Phase.ERROR else {}
     views = tuple(stage_view(folder, s, is_done(folder, s, bodies.get(s)), failed.get(s, "")) for s in want["stages"])
     changed = tuple(f"{s}.{k} = {v}" for s, p in want["overrides"].items() for k, v in p.items() if k != "source")
+    automatic = want.get("automatic", {})
+    changed += tuple(automatic_criteria(automatic))
+    facts += [("automatic", f"{automatic['frequency']}, window of {automatic['window']}")] if automatic else []
     said = (result.verdict, portable(result.reason, folder), next_step_text(result))
     return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views)
 
