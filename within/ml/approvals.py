@@ -7,13 +7,13 @@ __all__ = ['MOST_PER_MONTH', 'LONGEST', 'bound_digest', 'schedule_row', 'policy_
            'checked_words', 'give_standing', 'same', 'revoke_standing', 'uses_of', 'used_this_month', 'freeze_now',
            'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'use_standing']
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #6bd861d5
+# %% ../../nbs/lib/305_ml.approvals.ipynb #fbd73c85
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from ..clock import iso, parse_time
 from ..context import Context
@@ -23,9 +23,8 @@ from ..policies import ModelPolicy, adjusted, load_policy, policy_digest
 from ..store import Row
 from ..verdicts import Phase, Record
 from ..windows import parse_window
-from .registry import Approval, ModelRegistry
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #ec4fc384
+# %% ../../nbs/lib/305_ml.approvals.ipynb #62350ad6
 def bound_digest(policy: ModelPolicy) -> str:
     "sha256 (hex) of what a standing approval is given for: the policy without its freeze days."
     return policy_digest(policy.model_copy(update={"release": policy.release.model_copy(update={"freeze": ()})}))
@@ -41,7 +40,7 @@ def policy_in_force(ctx: Context, model: str) -> ModelPolicy:
     row = schedule_row(ctx, model)
     return adjusted(ctx.policy(model), row.body["overrides"] if row and row.body["state"] == "enabled" else {})
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #ae198999
+# %% ../../nbs/lib/305_ml.approvals.ipynb #8308c9eb
 MOST_PER_MONTH, LONGEST = 31, timedelta(days=366)
 
 
@@ -78,7 +77,7 @@ def checked_words(what: str, text: str) -> str:
     if not text or len(text) > 2000 or not text.isprintable(): raise InvalidInput(f"a standing approval needs a {what}: one line of text")
     return text
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #d9f31a2c
+# %% ../../nbs/lib/305_ml.approvals.ipynb #7b5a5479
 def give_standing(ctx: Context, model: str, # a model of `configs/`
                   reviewer: str,
                   per_month: int, # 1 to 31
@@ -113,7 +112,7 @@ def revoke_standing(ctx: Context, model: str, by: str, note: str) -> StandingApp
         record(ctx, [("standing", model, body, row.revision)], [("standing", model, {"event": "revoked", "id": body["id"], "note": note})], by)
     return standing_of(ctx, model)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #583cb60a
+# %% ../../nbs/lib/305_ml.approvals.ipynb #5e4023ce
 def uses_of(ctx: Context, model: str) -> list[dict]:
     "Every use of a model's standing approvals, oldest first: run, model_id, digest, standing, at."
     row = ctx.store.get("standing", model)
@@ -133,7 +132,7 @@ def freeze_now(ctx: Context, model: str) -> datetime | None:
     ends = [w.end for text in load_policy(model, configs).release.freeze if now in (w := parse_window(text, now))]
     return max(ends, default=None)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #74e7aeed
+# %% ../../nbs/lib/305_ml.approvals.ipynb #dc1fd833
 def rolled_back_at(ctx: Context, model_id: str) -> int:
     "The number of the ledger's last entry about the rollback of a version; 0 when it was not rolled back."
     name, _, version = model_id.partition("@")
@@ -142,7 +141,7 @@ def rolled_back_at(ctx: Context, model_id: str) -> int:
     ids = {r.id for r in (*failed, *back)}
     return max((e.seq for e in entries(ctx) if e.kind in ("rollback", "rollout") and e.subject in ids), default=sys.maxsize) if ids else 0
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #4f6cb785
+# %% ../../nbs/lib/305_ml.approvals.ipynb #cd4e3b2c
 def against_schedule(ctx: Context, model: str, standing: StandingApproval, run: str) -> str:
     "Why this run of a model's schedule may not use it; empty when it may."
     row = schedule_row(ctx, model)
@@ -176,13 +175,14 @@ def against_now(ctx: Context, model: str, standing: StandingApproval) -> str:
         return f"the last automatic deployment, {last[0]['model_id']}, was rolled back; a reviewer must look and give the standing approval anew"
     return ""
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #d36e10a4
+# %% ../../nbs/lib/305_ml.approvals.ipynb #ca8969db
 def use_standing(ctx: Context, model_id: str, # name@version
                  digest: str, # of its bytes
                  run: str, # the automatic run that asks
                  policy: ModelPolicy | None = None # what judged it; default: the context's
-                 ) -> Approval:
+                 ) -> Any: # an `Approval`
     "An approval of these bytes in the name of a standing one; raises `NotApproved` with the reason why a person must be asked. Asking again is free."
+    from within.ml.registry import ModelRegistry
     registry, name = ModelRegistry(ctx), model_id.partition("@")[0]
     for _ in range(50):
         row, standing, before = ctx.store.get("standing", name), standing_of(ctx, name), ctx.store.get("approval", model_id)
@@ -199,7 +199,8 @@ def use_standing(ctx: Context, model_id: str, # name@version
     raise Conflict(f"the standing approval of {name} changes all the time; try again")
 
 
-def _used(ctx: Context, registry: ModelRegistry, row: Row, standing: StandingApproval, before: Row | None, info: Mapping, run: str) -> Approval:
+def _used(ctx: Context, registry: Any, row: Row, standing: StandingApproval, before: Row | None, info: Any, run: str) -> Any:
+    from within.ml.registry import Approval
     now = ctx.now()
     count = used_this_month(row.body["uses"], now) + 1
     note = f"{standing} (use {count} in {now:%Y-%m}, run {run}); it said: {standing.note}"

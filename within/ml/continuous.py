@@ -7,14 +7,15 @@ __all__ = ['FREQUENCIES', 'DAYS', 'MONTHS', 'WEEKDAYS', 'CRITERIA', 'MISSED', 'G
            'ACTIONS', 'cron_trigger', 'due_after', 'overrides_of', 'checked_window', 'Dates', 'dates_due', 'run_phase',
            'unfinished', 'going_on', 'write_schedule', 'remembered', 'begin_due', 'make_folder', 'made',
            'count_failure', 'stopped', 'schedules_to_look_at', 'runs_to_go_on', 'ContinuousStatus', 'automatic_now',
-           'status_of', 'continuous_lines', 'checked_frequency', 'check_settings', 'ContinuousTrainer', 'act']
+           'status_of', 'continuous_lines', 'checked_frequency', 'enabled_body', 'check_settings', 'TrainerSettings',
+           'ContinuousTrainer', 'act']
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #db6e03b7
+# %% ../../nbs/lib/730_ml.continuous.ipynb #c4988b79
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from ..clock import iso, parse_time
@@ -32,7 +33,7 @@ from ..verdicts import Phase, Record
 from ..windows import parse_window
 from .approvals import against_now, against_standing, policy_in_force, same, schedule_row, standing_of, used_this_month, uses_of
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #982ca691
+# %% ../../nbs/lib/730_ml.continuous.ipynb #b625bbf2
 FREQUENCIES = ("daily", "weekly", "monthly", "quarterly")
 DAYS, MONTHS = {"daily": 1, "weekly": 7}, {"monthly": 1, "quarterly": 3}
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -68,7 +69,7 @@ def due_after(frequency: str, timezone: str, anchor: datetime, after: datetime) 
         if at.astimezone(zone).replace(tzinfo=None) != after.astimezone(zone).replace(tzinfo=None): return at   # else the same time of the day, an hour later
     raise InvalidInput(f"{frequency!r} names no date at all")
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #8180c588
+# %% ../../nbs/lib/730_ml.continuous.ipynb #e411b553
 CRITERIA = ("minimum_improvement", "required_metrics")
 
 
@@ -94,7 +95,7 @@ def checked_window(data_window: str) -> str:
         raise InvalidInput(f"data_window {data_window!r} must move with the clock; write rolling_90d or last_90_days")
     return str(data_window)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #2e4406c1
+# %% ../../nbs/lib/730_ml.continuous.ipynb #92e96eb6
 MISSED, GRACE, MOST_DATES = ("once", "skip"), timedelta(hours=6), 10_000
 
 
@@ -124,7 +125,7 @@ def dates_due(body: Mapping, now: datetime) -> Dates | None:
     said = f"{len(missed)} dates passed without a run, the last on {missed[-1]:%Y-%m-%d %H:%M}; {done}" if missed else ""
     return Dates(found[-1], runs, tuple(missed[-20:]), len(missed), at, said)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #48d29946
+# %% ../../nbs/lib/730_ml.continuous.ipynb #faf81d51
 ENDED = (Phase.PASSED, Phase.FAILED, Phase.INCONCLUSIVE)
 
 
@@ -149,7 +150,7 @@ def going_on(ctx: Context, row: Row) -> str:
     except Conflict as e: return str(e)
     return ""
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #078c0ef5
+# %% ../../nbs/lib/730_ml.continuous.ipynb #5a8a7181
 def write_schedule(ctx: Context, row: Row, changes: Mapping, told: Mapping, actor: str = "scheduler") -> Row:
     "Change a schedule's row and say so in the ledger; raises `Conflict` when somebody was first."
     model, body = row.body["model"], {**row.body, **changes}
@@ -201,7 +202,7 @@ def made(ctx: Context, model: str, run: str) -> None:
     row = schedule_row(ctx, model)
     if row and row.body["run"] == run: make_folder(ctx, row)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #e11d1b62
+# %% ../../nbs/lib/730_ml.continuous.ipynb #4c45b058
 def count_failure(ctx: Context, model: str, run: str, why: str) -> str:
     "Take note that a schedule's run broke; a sentence when the schedule stopped because of it, else empty. Another run's failure is none of it."
     for _ in range(20):
@@ -233,7 +234,7 @@ def runs_to_go_on(ctx: Context) -> list[Row]:
     "Enabled schedules whose last run was begun and neither waits nor has an answer: it is to be started, or went down with its process."
     return [r for r in ctx.store.find("schedule", state="enabled") if unfinished(ctx, r) and run_phase(ctx, r.body["run"]) != Phase.WAITING]
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #9c2151b9
+# %% ../../nbs/lib/730_ml.continuous.ipynb #980b9cfa
 @dataclass(frozen=True)
 class ContinuousStatus(Record):
     "Where a schedule stands."
@@ -248,7 +249,7 @@ class ContinuousStatus(Record):
 
     def __str__(self) -> str: return self.reason
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #a6049ce8
+# %% ../../nbs/lib/730_ml.continuous.ipynb #da012b26
 def automatic_now(ctx: Context, body: Mapping) -> str:
     "Whether a version that passes could be approved automatically at the moment: yes, or why not."
     if not body["auto_deployment"]: return "no: its runs wait at review, as asked"
@@ -278,7 +279,7 @@ def continuous_lines(ctx: Context) -> list[str]:
     "A line for each schedule that is enabled or stopped by itself."
     return [status_of(ctx, r.body["model"]).reason for r in ctx.store.find("schedule") if r.body.get("state") in ("enabled", "stopped")]
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #51d90371
+# %% ../../nbs/lib/730_ml.continuous.ipynb #3700abf3
 def checked_frequency(frequency: str, timezone: str, now: datetime) -> str:
     "A frequency that has dates, at least an hour apart; raises `InvalidInput`."
     word = isinstance(frequency, str) and " " not in frequency.strip()
@@ -294,6 +295,14 @@ def checked_frequency(frequency: str, timezone: str, now: datetime) -> str:
 
 
 
+def enabled_body(s: Mapping, row: Row | None, now: datetime, who: str) -> dict:
+    "The row of a schedule that somebody enables now; it keeps what it did before."
+    kept = {k: row.body[k] for k in ("run", "window", "windows")} if row else {"run": "", "window": "", "windows": []}
+    anchor = now.replace(second=0, microsecond=0)
+    due = iso(due_after(s["frequency"], s["timezone"], anchor, now))
+    return {**s, **kept, "state": "enabled", "why": "", "failures": 0, "enabled_by": who, "enabled_at": iso(anchor), "due": due}
+
+
 def check_settings(auto: Any, most: Any, missed: Any, max_failures: Any) -> None:
     "Raise `InvalidInput` for settings that cannot be meant."
     if type(most) is not int or not 0 <= most <= 31: raise InvalidInput(f"max_auto_deployments_per_month must be 0 or more, at most 31, not {most!r}")
@@ -301,12 +310,12 @@ def check_settings(auto: Any, most: Any, missed: Any, max_failures: Any) -> None
     if missed not in MISSED: raise unknown("way with missed dates", missed, MISSED)
     if not isinstance(auto, bool): raise InvalidInput(f"auto_deployment must be True or False, not {auto!r}")
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #1e50d1e6
+# %% ../../nbs/lib/730_ml.continuous.ipynb #d9059efb
 SETTINGS = {"training_frequency": "frequency", "max_auto_deployments_per_month": "max_per_month", "evaluation_criteria": "overrides"}
 
 
-class ContinuousTrainer:
-    "Retrain a model on a schedule."
+class TrainerSettings:
+    "What a schedule is to be; checked before anything is written."
 
     def __init__(self,
                  model_name: str, # a model of `configs/`
@@ -329,7 +338,7 @@ class ContinuousTrainer:
                          "auto_deployment": auto_deployment, "max_per_month": most, "missed": missed, "max_failures": max_failures}
 
     @classmethod
-    def of(cls, model_name: str, ctx: Context | None = None, **given: Any) -> "ContinuousTrainer":
+    def of(cls, model_name: str, ctx: Context | None = None, **given: Any) -> Self:
         "With the settings that were enabled last, or the defaults, and those given here (as for the class; None: not given) in their place."
         given = {k: v for k, v in given.items() if v is not None}
         trainer, row = cls(model_name, **given, ctx=ctx), schedule_row(resolve(ctx), model_name)
@@ -337,16 +346,17 @@ class ContinuousTrainer:
         if row: trainer.settings = {k: v if k in named else row.body[k] for k, v in trainer.settings.items()}
         return trainer
 
+# %% ../../nbs/lib/730_ml.continuous.ipynb #9f257111
+class ContinuousTrainer(TrainerSettings):
+    "Retrain a model on a schedule."
+
     def enable(self) -> ContinuousStatus:
         "Start the schedule, from now; the same settings again change nothing."
         for _ in range(20):
             row, now, who = schedule_row(self.ctx, self.model_name), self.ctx.now(), self.ctx.settings.user
             if row and row.body["state"] == "enabled" and all(row.body[k] == v for k, v in self.settings.items()): break
-            s, kept = self.settings, {k: row.body[k] for k in ("run", "window", "windows")} if row else {"run": "", "window": "", "windows": []}
-            anchor = now.replace(second=0, microsecond=0)
-            due = due_after(s["frequency"], s["timezone"], anchor, now)
-            body = {**s, **kept, "state": "enabled", "why": "", "failures": 0, "enabled_by": who, "enabled_at": iso(anchor), "due": iso(due)}
-            told = ("schedule", id := f"continuous:{self.model_name}", {"event": "enabled", "due": iso(due), **s})
+            body = enabled_body(self.settings, row, now, who)
+            told = ("schedule", id := f"continuous:{self.model_name}", {"event": "enabled", "due": body["due"], **self.settings})
             try: record(self.ctx, [("schedule", id, body, row and row.revision)], [told])
             except Conflict: continue
             break
@@ -367,7 +377,7 @@ class ContinuousTrainer:
         "When the next run is due, what became of the last ones, how many automatic deployments of this month are used."
         return status_of(self.ctx, self.model_name)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #77a11d80
+# %% ../../nbs/lib/730_ml.continuous.ipynb #d867e528
 ACTIONS = ("enable", "disable", "status")
 
 
