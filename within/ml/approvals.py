@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST_PER_MONTH', 'LONGEST', 'bound_digest', 'schedule_row', 'policy_in_force', 'StandingApproval', 'standing_of',
            'checked_words', 'give_standing', 'same', 'revoke_standing', 'uses_of', 'used_this_month', 'freeze_now',
-           'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'use_standing']
+           'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'policy_of', 'use_standing']
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #fbd73c85
+# %% ../../nbs/lib/305_ml.approvals.ipynb #836f1bbd
 import os
 import sys
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ..store import Row
 from ..verdicts import Phase, Record
 from ..windows import parse_window
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #62350ad6
+# %% ../../nbs/lib/305_ml.approvals.ipynb #c4fb1eb5
 def bound_digest(policy: ModelPolicy) -> str:
     "sha256 (hex) of what a standing approval is given for: the policy without its freeze days."
     return policy_digest(policy.model_copy(update={"release": policy.release.model_copy(update={"freeze": ()})}))
@@ -36,11 +36,11 @@ def schedule_row(ctx: Context, model: str) -> Row | None:
 
 
 def policy_in_force(ctx: Context, model: str) -> ModelPolicy:
-    "The policy that an automatic run would be judged by: the model's, with the criteria of its schedule while one is enabled."
+    "The policy that an automatic run would be judged by: the model's, with the criteria of its schedule as it was enabled last."
     row = schedule_row(ctx, model)
-    return adjusted(ctx.policy(model), row.body["overrides"] if row and row.body["state"] == "enabled" else {})
+    return adjusted(ctx.policy(model), row.body["overrides"] if row else {})
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #8308c9eb
+# %% ../../nbs/lib/305_ml.approvals.ipynb #7d83abbf
 MOST_PER_MONTH, LONGEST = 31, timedelta(days=366)
 
 
@@ -77,7 +77,7 @@ def checked_words(what: str, text: str) -> str:
     if not text or len(text) > 2000 or not text.isprintable(): raise InvalidInput(f"a standing approval needs a {what}: one line of text")
     return text
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #7b5a5479
+# %% ../../nbs/lib/305_ml.approvals.ipynb #37e61daf
 def give_standing(ctx: Context, model: str, # a model of `configs/`
                   reviewer: str,
                   per_month: int, # 1 to 31
@@ -112,7 +112,7 @@ def revoke_standing(ctx: Context, model: str, by: str, note: str) -> StandingApp
         record(ctx, [("standing", model, body, row.revision)], [("standing", model, {"event": "revoked", "id": body["id"], "note": note})], by)
     return standing_of(ctx, model)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #5e4023ce
+# %% ../../nbs/lib/305_ml.approvals.ipynb #ad8216f0
 def uses_of(ctx: Context, model: str) -> list[dict]:
     "Every use of a model's standing approvals, oldest first: run, model_id, digest, standing, at."
     row = ctx.store.get("standing", model)
@@ -132,7 +132,7 @@ def freeze_now(ctx: Context, model: str) -> datetime | None:
     ends = [w.end for text in load_policy(model, configs).release.freeze if now in (w := parse_window(text, now))]
     return max(ends, default=None)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #dc1fd833
+# %% ../../nbs/lib/305_ml.approvals.ipynb #5f4312bc
 def rolled_back_at(ctx: Context, model_id: str) -> int:
     "The number of the ledger's last entry about the rollback of a version; 0 when it was not rolled back."
     name, _, version = model_id.partition("@")
@@ -141,7 +141,7 @@ def rolled_back_at(ctx: Context, model_id: str) -> int:
     ids = {r.id for r in (*failed, *back)}
     return max((e.seq for e in entries(ctx) if e.kind in ("rollback", "rollout") and e.subject in ids), default=sys.maxsize) if ids else 0
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #cd4e3b2c
+# %% ../../nbs/lib/305_ml.approvals.ipynb #58410750
 def against_schedule(ctx: Context, model: str, standing: StandingApproval, run: str) -> str:
     "Why this run of a model's schedule may not use it; empty when it may."
     row = schedule_row(ctx, model)
@@ -175,11 +175,17 @@ def against_now(ctx: Context, model: str, standing: StandingApproval) -> str:
         return f"the last automatic deployment, {last[0]['model_id']}, was rolled back; a reviewer must look and give the standing approval anew"
     return ""
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #ca8969db
+# %% ../../nbs/lib/305_ml.approvals.ipynb #ca472797
+def policy_of(ctx: Context, model: str, run: str) -> ModelPolicy:
+    "The policy that a run is judged by: its own copy, or the one in force while it has no folder."
+    copy = ctx.path("runs", run, "configs")
+    return load_policy(model, copy) if copy.is_dir() else policy_in_force(ctx, model)
+
+
 def use_standing(ctx: Context, model_id: str, # name@version
                  digest: str, # of its bytes
                  run: str, # the automatic run that asks
-                 policy: ModelPolicy | None = None # what judged it; default: the context's
+                 policy: ModelPolicy | None = None # what judged it; default: the run's own copy
                  ) -> Any: # an `Approval`
     "An approval of these bytes in the name of a standing one; raises `NotApproved` with the reason why a person must be asked. Asking again is free."
     from within.ml.registry import ModelRegistry
@@ -190,7 +196,7 @@ def use_standing(ctx: Context, model_id: str, # name@version
         if said and said.digest == digest and said.approved: return said
         why = "" if info.digest == digest else f"{model_id} has other bytes ({info.digest[:12]}) than were asked about ({digest[:12]})"
         if said and not said.approved: why = why or f"{said.reviewer} rejected it: {said.note}"
-        why = why or against_standing(ctx, name, standing, policy or ctx.policy(name))
+        why = why or against_standing(ctx, name, standing, policy or policy_of(ctx, name, run))
         why = why or against_schedule(ctx, name, standing, run) or against_now(ctx, name, standing)
         if not why and same(info.created_by, standing.reviewer): why = f"{standing.reviewer} made {model_id} and cannot approve it"
         if why: raise NotApproved(f"{model_id} is not approved automatically: {why}")
