@@ -23,7 +23,8 @@ from within.ml.approvals import bound_digest, give_standing, revoke_standing, st
 from within.ml.continuous import ContinuousTrainer, begin_due, count_failure, dates_due, due_after
 from within.ml.registry import ModelRegistry
 from within.runs.folder import RunFolder
-from within.scheduler import Scheduler, asked
+from within.runs.walk import held_back
+from within.scheduler import Scheduler, asked, due
 from within.settings import project_root
 
 ROOT = project_root(Path(__file__).parent)
@@ -182,6 +183,11 @@ def test_another_policy_and_a_freeze(tmp_path, ctx):
     assert bound_digest(ctx.policy(MODEL)) == given.policy, "a freeze makes no approval void"
     ctx.clock.set("2023-10-09T00:00")
     assert use_standing(ctx, id, digest, RUN).approved
+    write_json((folder := RunFolder(ctx.settings.home, RUN)).path / "run.json", {"model": MODEL, "source": ""})
+    assert held_back(ctx, folder, "rollout", []) is None
+    written(release=release | {"freeze": ["2023-10-20_to_2023-10-21", "2023-10-01_to_2023-10-20"]})
+    held = held_back(ctx, folder, "rollout", ["abtest"])   # approved before the freeze, and its rollout would begin in it
+    assert (held.phase, held.until) == ("waiting", "2023-10-21T00:00:00+00:00") and held_back(ctx, folder, "shadow", []) is None
     for wrong in ("christmas", "2023-10-08_to_2023-10-01", "2023-02-30_to_2023-03-01", ["2023-10-01"]):
         written(release=release | {"freeze": [wrong]})
         with pytest.raises(InvalidInput): ctx.policy(MODEL)
@@ -197,6 +203,18 @@ def test_after_a_rollback_a_reviewer_must_look(approved):
     refused(ctx, second, d2, "was rolled back")
     give_standing(ctx, MODEL, "ann@example.com", 1, "2023-12-31", "looked: a timeout of the feature store")
     assert use_standing(ctx, second, d2, RUN).approved
+
+
+def test_a_run_that_waits_at_review_is_taken_up_when_a_standing_approval_is_given(ctx):
+    scheduled(ctx)
+    waiting = {"model": MODEL, "phase": "waiting", "until": None, "needs": "within approve", "stage": "review", "reason": "x"}
+    ctx.store.put("run", RUN, waiting, None, ctx.now())
+    ctx.store.put("run", "by_hand", waiting, None, ctx.now())
+    assert due(ctx) == []
+    give_standing(ctx, MODEL, "ann@example.com", 1, "2023-12-31", "read")
+    assert [d.id for d in due(ctx)] == [f"run:{RUN}"]
+    revoke_standing(ctx, MODEL, "ann@example.com", "no")
+    assert due(ctx) == []
 
 
 @pytest.mark.parametrize("change, says", [

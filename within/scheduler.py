@@ -44,10 +44,12 @@ class Due(Record):
 
 def due_runs(ctx: Context) -> Iterable[Due]:
     "Waiting runs that can go on."
-    now, decisions = ctx.now(), ctx.store.find("approval")
+    now, decisions, given = ctx.now(), ctx.store.find("approval"), {s.id: s for s in ctx.store.find("standing", revoked="")}
     for row in ctx.store.find("run", phase=str(Phase.WAITING)):
         model, until = row.body["model"].partition("__")[0], row.body.get("until")
         decided = [f"{d.id}:{d.revision}" for d in decisions if d.id.partition("@")[0] == model and d.at >= row.at] if row.body.get("needs") else []
+        again = given.get(model) if continuous.is_of_schedule(ctx, model, row.id) and row.body.get("needs") else None
+        decided += [f"standing:{again.revision}"] if again and again.at >= row.at else []   # a standing approval was given since
         if decided or (until and parse_time(until) <= now): yield Due("run", row.id, model, f"{row.revision} {until} {' '.join(decided)}")
     for row in continuous.runs_to_go_on(ctx): yield Due("run", row.body["run"], row.body["model"], f"{row.body['window']} {row.body['failures']}")
 

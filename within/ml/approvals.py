@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MOST_PER_MONTH', 'LONGEST', 'bound_digest', 'schedule_row', 'policy_in_force', 'StandingApproval', 'standing_of',
            'checked_words', 'give_standing', 'same', 'revoke_standing', 'uses_of', 'used_this_month', 'freeze_now',
-           'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'policy_of', 'use_standing']
+           'freeze_end', 'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'policy_of',
+           'use_standing']
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #836f1bbd
+# %% ../../nbs/lib/305_ml.approvals.ipynb #d2e39d1c
 import os
 import sys
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ..store import Row
 from ..verdicts import Phase, Record
 from ..windows import parse_window
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #c4fb1eb5
+# %% ../../nbs/lib/305_ml.approvals.ipynb #bca353f9
 def bound_digest(policy: ModelPolicy) -> str:
     "sha256 (hex) of what a standing approval is given for: the policy without its freeze days."
     return policy_digest(policy.model_copy(update={"release": policy.release.model_copy(update={"freeze": ()})}))
@@ -40,7 +41,7 @@ def policy_in_force(ctx: Context, model: str) -> ModelPolicy:
     row = schedule_row(ctx, model)
     return adjusted(ctx.policy(model), row.body["overrides"] if row else {})
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #7d83abbf
+# %% ../../nbs/lib/305_ml.approvals.ipynb #75d35ac5
 MOST_PER_MONTH, LONGEST = 31, timedelta(days=366)
 
 
@@ -77,7 +78,7 @@ def checked_words(what: str, text: str) -> str:
     if not text or len(text) > 2000 or not text.isprintable(): raise InvalidInput(f"a standing approval needs a {what}: one line of text")
     return text
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #37e61daf
+# %% ../../nbs/lib/305_ml.approvals.ipynb #335c1cc7
 def give_standing(ctx: Context, model: str, # a model of `configs/`
                   reviewer: str,
                   per_month: int, # 1 to 31
@@ -112,7 +113,7 @@ def revoke_standing(ctx: Context, model: str, by: str, note: str) -> StandingApp
         record(ctx, [("standing", model, body, row.revision)], [("standing", model, {"event": "revoked", "id": body["id"], "note": note})], by)
     return standing_of(ctx, model)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #ad8216f0
+# %% ../../nbs/lib/305_ml.approvals.ipynb #03efdced
 def uses_of(ctx: Context, model: str) -> list[dict]:
     "Every use of a model's standing approvals, oldest first: run, model_id, digest, standing, at."
     row = ctx.store.get("standing", model)
@@ -132,7 +133,14 @@ def freeze_now(ctx: Context, model: str) -> datetime | None:
     ends = [w.end for text in load_policy(model, configs).release.freeze if now in (w := parse_window(text, now))]
     return max(ends, default=None)
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #5f4312bc
+
+def freeze_end(ctx: Context, model: str) -> str:
+    "The same as text, for a run that waits; empty outside of a freeze, and when the policy files cannot be read."
+    try: found = freeze_now(ctx, model)
+    except WithinError: return ""
+    return iso(found) if found else ""
+
+# %% ../../nbs/lib/305_ml.approvals.ipynb #a739d385
 def rolled_back_at(ctx: Context, model_id: str) -> int:
     "The number of the ledger's last entry about the rollback of a version; 0 when it was not rolled back."
     name, _, version = model_id.partition("@")
@@ -141,7 +149,7 @@ def rolled_back_at(ctx: Context, model_id: str) -> int:
     ids = {r.id for r in (*failed, *back)}
     return max((e.seq for e in entries(ctx) if e.kind in ("rollback", "rollout") and e.subject in ids), default=sys.maxsize) if ids else 0
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #58410750
+# %% ../../nbs/lib/305_ml.approvals.ipynb #1355259d
 def against_schedule(ctx: Context, model: str, standing: StandingApproval, run: str) -> str:
     "Why this run of a model's schedule may not use it; empty when it may."
     row = schedule_row(ctx, model)
@@ -175,7 +183,7 @@ def against_now(ctx: Context, model: str, standing: StandingApproval) -> str:
         return f"the last automatic deployment, {last[0]['model_id']}, was rolled back; a reviewer must look and give the standing approval anew"
     return ""
 
-# %% ../../nbs/lib/305_ml.approvals.ipynb #ca472797
+# %% ../../nbs/lib/305_ml.approvals.ipynb #2a2e0441
 def policy_of(ctx: Context, model: str, run: str) -> ModelPolicy:
     "The policy that a run is judged by: its own copy, or the one in force while it has no folder."
     copy = ctx.path("runs", run, "configs")

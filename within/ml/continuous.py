@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FREQUENCIES', 'DAYS', 'MONTHS', 'WEEKDAYS', 'CRITERIA', 'MISSED', 'GRACE', 'MOST_DATES', 'ENDED', 'SETTINGS',
            'ACTIONS', 'cron_trigger', 'due_after', 'overrides_of', 'checked_window', 'Dates', 'dates_due', 'run_phase',
-           'unfinished', 'going_on', 'write_schedule', 'remembered', 'begin_due', 'make_folder', 'made',
-           'count_failure', 'stopped', 'schedules_to_look_at', 'runs_to_go_on', 'ContinuousStatus', 'automatic_now',
-           'status_of', 'continuous_lines', 'checked_frequency', 'enabled_body', 'check_settings', 'TrainerSettings',
-           'ContinuousTrainer', 'act']
+           'unfinished', 'going_on', 'write_schedule', 'remembered', 'begin_due', 'make_folder', 'is_of_schedule',
+           'made', 'count_failure', 'stopped', 'schedules_to_look_at', 'runs_to_go_on', 'ContinuousStatus',
+           'automatic_now', 'status_of', 'continuous_lines', 'checked_frequency', 'enabled_body', 'check_settings',
+           'TrainerSettings', 'ContinuousTrainer', 'act']
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #c4988b79
+# %% ../../nbs/lib/730_ml.continuous.ipynb #45718d14
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from ..verdicts import Phase, Record
 from ..windows import parse_window
 from .approvals import against_now, against_standing, policy_in_force, same, schedule_row, standing_of, used_this_month, uses_of
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #b625bbf2
+# %% ../../nbs/lib/730_ml.continuous.ipynb #1ad1e7ea
 FREQUENCIES = ("daily", "weekly", "monthly", "quarterly")
 DAYS, MONTHS = {"daily": 1, "weekly": 7}, {"monthly": 1, "quarterly": 3}
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -69,7 +69,7 @@ def due_after(frequency: str, timezone: str, anchor: datetime, after: datetime) 
         if at.astimezone(zone).replace(tzinfo=None) != after.astimezone(zone).replace(tzinfo=None): return at   # else the same time of the day, an hour later
     raise InvalidInput(f"{frequency!r} names no date at all")
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #e411b553
+# %% ../../nbs/lib/730_ml.continuous.ipynb #ccf0c015
 CRITERIA = ("minimum_improvement", "required_metrics")
 
 
@@ -95,7 +95,7 @@ def checked_window(data_window: str) -> str:
         raise InvalidInput(f"data_window {data_window!r} must move with the clock; write rolling_90d or last_90_days")
     return str(data_window)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #92e96eb6
+# %% ../../nbs/lib/730_ml.continuous.ipynb #627494f9
 MISSED, GRACE, MOST_DATES = ("once", "skip"), timedelta(hours=6), 10_000
 
 
@@ -125,7 +125,7 @@ def dates_due(body: Mapping, now: datetime) -> Dates | None:
     said = f"{len(missed)} dates passed without a run, the last on {missed[-1]:%Y-%m-%d %H:%M}; {done}" if missed else ""
     return Dates(found[-1], runs, tuple(missed[-20:]), len(missed), at, said)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #faf81d51
+# %% ../../nbs/lib/730_ml.continuous.ipynb #950234cb
 ENDED = (Phase.PASSED, Phase.FAILED, Phase.INCONCLUSIVE)
 
 
@@ -150,7 +150,7 @@ def going_on(ctx: Context, row: Row) -> str:
     except Conflict as e: return str(e)
     return ""
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #5a8a7181
+# %% ../../nbs/lib/730_ml.continuous.ipynb #ebb06329
 def write_schedule(ctx: Context, row: Row, changes: Mapping, told: Mapping, actor: str = "scheduler") -> Row:
     "Change a schedule's row and say so in the ledger; raises `Conflict` when somebody was first."
     model, body = row.body["model"], {**row.body, **changes}
@@ -197,12 +197,18 @@ def make_folder(ctx: Context, row: Row) -> RunFolder:
     return create_run(ctx, root, plan, b["run"])
 
 
+def is_of_schedule(ctx: Context, model: str, run: str) -> bool:
+    "Whether a run is the last one of its model's schedule."
+    row = schedule_row(ctx, model)
+    return row is not None and row.body["run"] == run
+
+
 def made(ctx: Context, model: str, run: str) -> None:
     "See to it that the folder of a run is there, if it is a schedule's last."
     row = schedule_row(ctx, model)
     if row and row.body["run"] == run: make_folder(ctx, row)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #4c45b058
+# %% ../../nbs/lib/730_ml.continuous.ipynb #2370f2bf
 def count_failure(ctx: Context, model: str, run: str, why: str) -> str:
     "Take note that a schedule's run broke; a sentence when the schedule stopped because of it, else empty. Another run's failure is none of it."
     for _ in range(20):
@@ -234,7 +240,7 @@ def runs_to_go_on(ctx: Context) -> list[Row]:
     "Enabled schedules whose last run was begun and neither waits nor has an answer: it is to be started, or went down with its process."
     return [r for r in ctx.store.find("schedule", state="enabled") if unfinished(ctx, r) and run_phase(ctx, r.body["run"]) != Phase.WAITING]
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #980b9cfa
+# %% ../../nbs/lib/730_ml.continuous.ipynb #377e5460
 @dataclass(frozen=True)
 class ContinuousStatus(Record):
     "Where a schedule stands."
@@ -249,7 +255,7 @@ class ContinuousStatus(Record):
 
     def __str__(self) -> str: return self.reason
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #da012b26
+# %% ../../nbs/lib/730_ml.continuous.ipynb #68b049ba
 def automatic_now(ctx: Context, body: Mapping) -> str:
     "Whether a version that passes could be approved automatically at the moment: yes, or why not."
     if not body["auto_deployment"]: return "no: its runs wait at review, as asked"
@@ -279,7 +285,7 @@ def continuous_lines(ctx: Context) -> list[str]:
     "A line for each schedule that is enabled or stopped by itself."
     return [status_of(ctx, r.body["model"]).reason for r in ctx.store.find("schedule") if r.body.get("state") in ("enabled", "stopped")]
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #3700abf3
+# %% ../../nbs/lib/730_ml.continuous.ipynb #640f051f
 def checked_frequency(frequency: str, timezone: str, now: datetime) -> str:
     "A frequency that has dates, at least an hour apart; raises `InvalidInput`."
     word = isinstance(frequency, str) and " " not in frequency.strip()
@@ -310,7 +316,7 @@ def check_settings(auto: Any, most: Any, missed: Any, max_failures: Any) -> None
     if missed not in MISSED: raise unknown("way with missed dates", missed, MISSED)
     if not isinstance(auto, bool): raise InvalidInput(f"auto_deployment must be True or False, not {auto!r}")
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #d9059efb
+# %% ../../nbs/lib/730_ml.continuous.ipynb #5c716cc5
 SETTINGS = {"training_frequency": "frequency", "max_auto_deployments_per_month": "max_per_month", "evaluation_criteria": "overrides"}
 
 
@@ -346,7 +352,7 @@ class TrainerSettings:
         if row: trainer.settings = {k: v if k in named else row.body[k] for k, v in trainer.settings.items()}
         return trainer
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #9f257111
+# %% ../../nbs/lib/730_ml.continuous.ipynb #c219b581
 class ContinuousTrainer(TrainerSettings):
     "Retrain a model on a schedule."
 
@@ -377,7 +383,7 @@ class ContinuousTrainer(TrainerSettings):
         "When the next run is due, what became of the last ones, how many automatic deployments of this month are used."
         return status_of(self.ctx, self.model_name)
 
-# %% ../../nbs/lib/730_ml.continuous.ipynb #d867e528
+# %% ../../nbs/lib/730_ml.continuous.ipynb #3ff68ce2
 ACTIONS = ("enable", "disable", "status")
 
 

@@ -115,24 +115,24 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
         return Decision(Phase.FAILED, reason, {**evidence, "approval": approval_of(no[0])}, outputs=outputs)
     automatic = stage.folder.intention.get("automatic") if stage.folder else None
     if silent and automatic:
-        yes, why = approved_in_advance(stage, model_id, silent)
+        yes, why, until = approved_in_advance(stage, model_id, silent)
         if yes: return Decision(Phase.PASSED, f"approved automatically: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
     if silent:
         needs = f'within approve {stage.provenance.run or silent[0]} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
         asked = f"waiting for approval of {' and '.join(silent)}" + (f", a person's: {why}" if automatic else "")
-        return Decision(Phase.WAITING, asked, dict(evidence), outputs={**outputs, "needs": needs})
+        return Decision(Phase.WAITING, asked, dict(evidence), outputs={**outputs, "needs": needs, **({"until": until} if automatic and until else {})})
     yes = said[model_id]
     return Decision(Phase.PASSED, f"{yes.reviewer} approved {model_id}: {yes.note}", {**evidence, "approval": approval_of(yes)}, outputs=outputs)
 
 
-def approved_in_advance(stage: Stage, model_id: str, silent: list[str]) -> tuple[Any, str]: # the approval, or None and the reason
+def approved_in_advance(stage: Stage, model_id: str, silent: list[str]) -> tuple[Any, str, str]: # the approval, or None, the reason, and when a freeze ends
     "What a standing approval says to the version of an automatic run."
-    from within.ml.approvals import use_standing
+    from within.ml.approvals import freeze_end, use_standing
     from within.ml.registry import ModelRegistry
-    if not stage.folder.intention["automatic"]["auto_deployment"]: return None, "the schedule does not deploy automatically"
-    if silent != [model_id]: return None, "with a first version, the baseline that it is compared with needs a yes too"
-    try: return use_standing(stage.ctx, model_id, ModelRegistry(stage.ctx).get(model_id).digest, stage.folder.id), ""
-    except NotApproved as e: return None, str(e)
+    if not stage.folder.intention["automatic"]["auto_deployment"]: return None, "the schedule does not deploy automatically", ""
+    if silent != [model_id]: return None, "with a first version, the baseline that it is compared with needs a yes too", ""
+    try: return use_standing(stage.ctx, model_id, ModelRegistry(stage.ctx).get(model_id).digest, stage.folder.id), "", ""
+    except NotApproved as e: return None, str(e), freeze_end(stage.ctx, stage.model)
 
 
 def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}

@@ -8,7 +8,7 @@ __all__ = ['EXIT_CODES', 'QUIET', 'SERVING_STAGES', 'Progress', 'RunOutcome', 'c
            'build_stage', 'notebook_error', 'check_seen', 'publish', 'log', 'write_evidence', 'standing',
            'looked_at_since', 'in_short', 'resume_command', 'outcome', 'remember', 'approval_notes', 'next_step_text',
            'automatic_criteria', 'run_view', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt',
-           'after_stage', 'supervised', 'step', 'walk', 'retrain']
+           'after_stage', 'supervised', 'step', 'held_back', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -429,6 +429,14 @@ def step(ctx: Context, folder: RunFolder, dag: Any, stage: str, until: str | Non
     return end
 
 
+def held_back(ctx: Context, folder: RunFolder, stage: str, executed: list[str]) -> RunOutcome | None:
+    "Waiting, when the rollout of a version that no person approved would begin in a freeze; else None."
+    from within.ml.approvals import freeze_now, uses_of
+    model = folder.intention["model"]
+    if stage != "rollout" or not any(u["run"] == folder.id for u in uses_of(ctx, model)) or not (end := freeze_now(ctx, model)): return None
+    return outcome(folder, Phase.WAITING, stage, f"there is a freeze until {iso(end)}, and no person approved this version", executed, iso(end))
+
+
 def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Progress = lambda *a: None) -> RunOutcome:
     "Go on with a run from the first stage that is not done to its end, or to `until`."
     done, end = standing(ctx, folder, until)
@@ -441,6 +449,7 @@ def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Pr
     with stage_environment(ctx, folder), ExitStack() as held:
         inner, dag, serving = Context.open(seed=folder.intention["seed"]), load_dag(), False
         for stage in todo:
+            if (end := held_back(ctx, folder, stage, executed)) is not None: break
             if stage in SERVING_STAGES and not serving: serving = bool(held.enter_context(supervised(inner)) or True)
             end = step(inner, folder, dag, stage, until, executed, progress)
             if end.phase is not Phase.RUNNING: break
