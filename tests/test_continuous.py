@@ -23,6 +23,7 @@ from within.ml.approvals import bound_digest, give_standing, revoke_standing, st
 from within.ml.continuous import ContinuousTrainer, begin_due, count_failure, dates_due, due_after
 from within.ml.registry import ModelRegistry
 from within.runs.folder import RunFolder
+from within.runs.stages import take_lock
 from within.runs.walk import held_back
 from within.scheduler import Scheduler, asked, due
 from within.settings import project_root
@@ -382,6 +383,8 @@ def test_a_run_of_the_schedule_goes_on_alone_under_a_standing_approval_and_waits
     run, folder = row.body["run"], RunFolder(ctx.settings.home, row.body["run"])
     assert row.body["failures"] == 1 and len(uses_of(ctx, MODEL)) == 1 and ctx.store.get("run", run).body["phase"] == "error"
     scheduler = Scheduler(ctx)   # and the scheduler too
+    assert scheduler.tick() == [], "ten minutes later, and not at once"
+    ctx.clock.advance_to(parse_time("2023-10-08T00:10:10"))
     worked(scheduler)
     assert ctx.store.get("run", run).body["phase"] == "passed" and len(uses_of(ctx, MODEL)) == 1, "counted once"
     decisions = read_json(folder.path / "decisions.json")
@@ -418,6 +421,7 @@ def test_what_dies_between_the_row_and_the_folder_is_made_good_and_two_scheduler
     assert run.startswith("20231022-") and not RunFolder(ctx.settings.home, run).path.exists()
     monkeypatch.setattr("within.scheduler.command_of", lambda item: ["true"])
     other, scheduler = Scheduler(ctx), Scheduler(ctx)
+    with take_lock(ctx.path("locks", f"retrain-{MODEL}.lock")): assert other.tick() == [] and other.running is None, "a person is going on with it"
     assert other.tick() == [f"run:{run}"] == scheduler.tick() and RunFolder(ctx.settings.home, run).intention["automatic"]["window"].startswith("2023-10-22")
     for s in (other, scheduler): s.running[1].wait(30)
     assert begin_due(ctx, MODEL) == "" and [e.body["missed_count"] for e in entries(ctx, "schedule") if e.body["event"] == "began"] == [2]

@@ -164,10 +164,13 @@ class Work:
 
     def begin(self, item: Due) -> str:
         self.done[item.id] = item.stamp
-        try: continuous.made(self.ctx, item.model, item.subject)
+        try: ready = continuous.ready(self.ctx, item.model, item.subject)
         except Exception as e:
             self.broke(item, f"it could not begin: {type(e).__name__}: {e}")
             return item.id
+        if not ready:   # somebody else is at work on this model: again at the next look
+            self.done.pop(item.id)
+            return ""
         with open_log(self.ctx, "scheduled-runs") as log:
             argv, root = command_of(item), project_root(self.ctx.settings.configs)
             self.running = item, subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=child_environment(self.ctx), cwd=root)
@@ -218,7 +221,7 @@ class Scheduler(Work):
                 self.tried(item).forgive()
             if item.id in self._aside or now < self.tried(item).not_before: continue
             if item.kind == "run":
-                if self.running is None and self.done.get(item.id) != item.stamp: told.append(self.begin(item))
+                if self.running is None and self.done.get(item.id) != item.stamp and (begun := self.begin(item)): told.append(begun)
                 continue
             try: look_at(self.ctx, item)
             except Exception as e: self.failed(item, f"{type(e).__name__}: {e}")  # whatever it is, the others must be looked at too
