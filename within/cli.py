@@ -8,12 +8,12 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'REVIEW_HELP', 'EVENT_HELP', 'app', 'audit', 
            'changing', 'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan', 'retrain', 'called',
            'run_rows', 'runs', 'show', 'needs_of', 'event_lines', 'shares_of', 'mib', 'milliseconds', 'print_serving',
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
-           'event_list', 'event_end', 'models_meant', 'review_names', 'decide', 'approve', 'reject', 'packet',
-           'routed_models', 'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register',
-           'bootstrap', 'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build',
-           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'say_replay',
-           'replay', 'diff', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
-           'free_home', 'demo', 'close_default_engine', 'main']
+           'event_list', 'event_end', 'models_meant', 'review_names', 'decide', 'approve', 'reject', 'continuous',
+           'packet', 'routed_models', 'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest',
+           'register', 'bootstrap', 'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui',
+           'site_build', 'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export',
+           'say_replay', 'replay', 'diff', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list',
+           'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -321,13 +321,14 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="The same as dat
 
     Exit code 0: everything that is routed to users answers; 1: something does not (also when nothing runs).
     """
+    from within.ml.continuous import continuous_lines
     from within.oncall import overview, safe
     ctx = open_context()
     now = overview(ctx)
     needs = needs_now(ctx, now)
     if as_json:
         import json
-        typer.echo(json.dumps({**now, "needs": needs, "events": event_lines(ctx)}, indent=1))
+        typer.echo(json.dumps({**now, "needs": needs, "events": event_lines(ctx), "continuous": continuous_lines(ctx)}, indent=1))
         raise typer.Exit(0 if now["well"] else 1)
     said = "nothing needs a person now" if not needs else needs[0] if len(needs) == 1 else f"{len(needs)} things need a person; first: {needs[0]}"
     for line in (said, *(f"  also: {n}" for n in (*needs[1:], *now["notes"]))): typer.echo(safe(line))
@@ -335,7 +336,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="The same as dat
     if rows: print_table(("model", "champion", "challenger", "staging", "versions"), rows)
     print_serving(now)
     print_figures(now)
-    for line in event_lines(ctx): typer.echo(safe(line))
+    for line in (*event_lines(ctx), *continuous_lines(ctx)): typer.echo(safe(line))
     up = f"up: process {now['up']['pid']} of {now['up']['user']}" if now["up"] else "not up"
     typer.echo(safe(f"{up} · clock: {now['clock']}, {ctx.now():%Y-%m-%d %H:%M} UTC · home: {ctx.settings.home}"))
     if left := now["outbox"]["messages"]: typer.echo(safe(f"{left} messages lie in {now['outbox']['folder']}: their alert channels have no address"))
@@ -436,26 +437,50 @@ def decide(target: str, reviewer: str | None, note: str, yes: bool, review: str)
 def approve(target: Annotated[str, typer.Argument(help="A run's id, or name@version.")],
             reviewer: Annotated[str | None, typer.Option(help="Who says yes (default: WITHIN_USER).")] = None,
             note: Annotated[str, typer.Option(help="What was looked at.")] = "",
-            review: Annotated[str, typer.Option(help=REVIEW_HELP, autocompletion=completed(review_names))] = "final-approval") -> None:
-    """Say that users may see the answers of a run's model, or sign one of its reviews. The author cannot.
+            review: Annotated[str, typer.Option(help=REVIEW_HELP, autocompletion=completed(review_names))] = "final-approval",
+            standing: Annotated[bool, typer.Option("--standing", help="In advance: TARGET is a model; with --per-month and --until.")] = False,
+            per_month: Annotated[int, typer.Option(help="So many automatic deployments a month.")] = 1,
+            until: Annotated[str, typer.Option(help="Its last day, e.g. 2023-12-31.")] = "") -> None:
+    """Say that users may see the answers of a run's model, sign one of its reviews, or, with --standing, approve what continuous training will bring.
 
-    Example: within approve RUN --review segments --reviewer you@example.com --note "small accounts are served as well as large ones"
+    The author cannot. Example: within approve RUN --review segments --reviewer you@example.com --note "small accounts are served as well as large ones"
     """
-    changing("approve", reviewer)
-    decide(target, reviewer, note, True, review)
+    ctx = changing("approve", reviewer)
+    if not standing: return decide(target, reviewer, note, True, review)
+    from within.ml.approvals import give_standing
+    if not until: raise InvalidInput("a standing approval ends: give its last day with --until 2023-12-31")
+    typer.echo(str(give_standing(ctx, target, reviewer or ctx.settings.user, per_month, until, note)))
 
 
 @app.command()
 def reject(target: Annotated[str, typer.Argument(help="A run's id, or name@version.")],
            reviewer: Annotated[str | None, typer.Option(help="Who says no (default: WITHIN_USER).")] = None,
            note: Annotated[str, typer.Option(help="Why.")] = "",
-           review: Annotated[str, typer.Option(help=REVIEW_HELP, autocompletion=completed(review_names))] = "final-approval") -> None:
-    """Say that users must not see the answers of a run's model; the run then ends as declined.
+           review: Annotated[str, typer.Option(help=REVIEW_HELP, autocompletion=completed(review_names))] = "final-approval",
+           standing: Annotated[bool, typer.Option("--standing", help="Take back the standing approval: TARGET is a model.")] = False) -> None:
+    """Say that users must not see the answers of a run's model; the run then ends as declined. With --standing: take a standing approval back.
 
     A no on any review holds until somebody approves that review.
     """
-    changing("approve", reviewer)
-    decide(target, reviewer, note, False, review)
+    ctx = changing("approve", reviewer)
+    if not standing: return decide(target, reviewer, note, False, review)
+    from within.ml.approvals import revoke_standing
+    typer.echo(str(revoke_standing(ctx, target, reviewer or ctx.settings.user, note)))
+
+# %% ../nbs/lib/790_cli.ipynb #fb243ec7
+@app.command()
+def continuous(action: Annotated[str, typer.Argument(help="enable, disable or status.")],
+               model: Annotated[str, typer.Argument(help="A model of configs/.", autocompletion=completed(model_names))],
+               every: Annotated[str | None, typer.Option(help="daily, weekly, monthly, quarterly, or five crontab fields in quotes.")] = None,
+               window: Annotated[str | None, typer.Option(help="How far back each training looks, e.g. rolling_90d.")] = None,
+               auto: Annotated[bool | None, typer.Option("--auto/--no-auto", help="Release without waiting for a person, under a standing approval.")] = None,
+               most: Annotated[int | None, typer.Option("--max-per-month", help="Most automatic deployments a month.")] = None,
+               missed: Annotated[str | None, typer.Option(help="once or skip: what a date leads to that passed while nothing ran.")] = None) -> None:
+    "Retrain a model on a schedule, which `within up` keeps. What is not given stays as it was enabled last."
+    from within.ml.continuous import act
+    ctx = open_context() if action == "status" else changing("operate")
+    given = {"training_frequency": every, "data_window": window, "auto_deployment": auto, "max_auto_deployments_per_month": most, "missed": missed}
+    typer.echo(act(ctx, action, model, **given).reason)
 
 # %% ../nbs/lib/790_cli.ipynb #a7c41d21
 @app.command()

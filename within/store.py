@@ -48,7 +48,8 @@ OBSERVATIONS = sa.Table("observations", METADATA, sa.Column("seq", Int, primary_
 
 # %% ../nbs/lib/110_store.ipynb #c5730b56
 GROWING = (TRANSITIONS, LEDGER, VERSIONS, ALIASES, OBSERVATIONS)   # rows are only ever added, under a growing number
-KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence", "token"})
+KINDS = frozenset({"deployment", "route", "experiment", "rollout", "run", "schedule", "alert", "monitor", "event", "approval", "retraining", "fence", "token",
+                   "standing"})
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'UNITS', 'ENOUGH_LATER', 'answers', 'outcomes', 'units', 'ingredients', 'metric_interval', 'Evaluation',
-           'Comparison', 'error_metric', 'relative_improvement', 'improvement_verdict', 'named_by', 'baseline_for',
-           'not_learned_from', 'SingleEvaluator', 'ModelEvaluator', 'rmse', 'mae', 'r2', 'accuracy_at_threshold',
-           'DIRECTION']
+           'Comparison', 'error_metric', 'relative_improvement', 'improvement_verdict', 'with_further', 'named_by',
+           'baseline_for', 'not_learned_from', 'SingleEvaluator', 'ModelEvaluator', 'rmse', 'mae', 'r2',
+           'accuracy_at_threshold', 'DIRECTION']
 
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #89526c51
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..clock import parse_time
 from ..context import Context, resolve
 from ..errors import InvalidInput, UnknownModel, UnknownModelVersion, unknown
 from ..stats.intervals import Interval, paired_bootstrap, proportion_interval, relative_rmse_improvement
-from ..verdicts import Phase, Record, Verdict
+from ..verdicts import Phase, Record, Verdict, worst
 from .base import BaselineModel, Model
 from .metrics import CLASSIFICATION, DIRECTION, METRICS, REGRESSION, accuracy_at_threshold, mae, measure, r2, rmse
 from .noise import SeedNoise, recorded_noise
@@ -166,6 +166,13 @@ def improvement_verdict(percent: float, low: float, high: float, wanted: float, 
     reason = "; ".join([reason, *spoken, *notes])
     return Verdict("performance.improvement", phase, reason, percent, low, high, wanted, rows, details)
 
+# %% ../../nbs/lib/400_ml.evaluation.ipynb #043cb605
+def with_further(verdict: Verdict, others: Sequence[Verdict]) -> Verdict:
+    "The verdict on the deciding error when others (`gates.improvement_also`) must improve too: the worst phase, every sentence."
+    if not others: return verdict
+    phase, reason = worst(verdict.phase, *(v.phase for v in others)), "; ".join(v.reason for v in (verdict, *others))
+    return replace(verdict, phase=phase, reason=reason, details={**verdict.details, "also": [v.to_dict() for v in others]})
+
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #b209f1ca
 def named_by(version: str, registry: ModelRegistry, new_model: Model, model_name: str | None = None) -> str:
     "The model that `version` is a version of; `UnknownModelVersion` or `InvalidInput` listing candidates."
@@ -261,11 +268,13 @@ class ModelEvaluator(SingleEvaluator):
         test_data, seen = not_learned_from(test_data, policy.time if policy else None, until, columns)
         y, clusters, notes = outcomes(test_data, target, new_model.task), units(test_data, unit), (*notes, *seen)
         ours, theirs = answers(new_model, test_data, features), answers(champion, test_data)
-        metric = error_metric(policy, new_model.task)
-        percent, low, high = relative_improvement(metric, y, ours, theirs, self.ctx.seed, clusters)
-        noise = recorded_noise(self.ctx, new_model, train_data, test_data, target, metric)
-        wanted = 100 * (policy.gates.improvement if policy else 0.05)
+        metric, wanted = error_metric(policy, new_model.task), 100 * (policy.gates.improvement if policy else 0.05)
+        def judged(error: str) -> tuple:
+            found = relative_improvement(error, y, ours, theirs, self.ctx.seed, clusters)
+            noise = recorded_noise(self.ctx, new_model, train_data, test_data, target, error)
+            return *found, noise, improvement_verdict(*found, wanted, len(y), against, seen, error, noise)
+        percent, low, high, noise, verdict = judged(metric)
+        verdict = with_further(verdict, [judged(e)[-1] for e in (policy.gates.improvement_also if policy else ()) if e != metric])
         names = REGRESSION if new_model.task == "regression" else CLASSIFICATION
         new, old = (self.evaluate(m, test_data, features, target, names, unit, policy) for m in (new_model, champion))
-        verdict = improvement_verdict(percent, low, high, wanted, len(y), against, seen, metric, noise)
         return Comparison(percent, low, high, new, old, verdict, against, len(y), (*notes, noise.reason), metric, noise)

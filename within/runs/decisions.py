@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['trigger_decision', 'prepared_decision', 'search_decision', 'trained_decision', 'figures_with_intervals',
            'evaluated_decision', 'registered_decision', 'validated_decision', 'review_decision', 'is_whole',
-           'approval_of', 'NotYet', 'due', 'waiting', 'status_phase', 'served_decision', 'begun_decision', 'finalized',
-           'experiment_decision', 'monitored_decision']
+           'approved_in_advance', 'approval_of', 'NotYet', 'due', 'waiting', 'status_phase', 'served_decision',
+           'begun_decision', 'finalized', 'experiment_decision', 'monitored_decision']
 
 # %% ../../nbs/lib/718_runs.decisions.ipynb #6e3ae76d
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import iso
-from ..errors import DigestMismatch, NotDue
+from ..errors import DigestMismatch, NotApproved, NotDue
 from ..files import file_digest
 from ..ml.reviews import before_final
 from .stages import Stage
@@ -118,12 +118,17 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
         reason = f"the files of {' and '.join(changed)} are not those that were registered: every signature about them is void"
         return Decision(Phase.FAILED, reason, dict(evidence), measured, outputs)
     if no: return Decision(Phase.FAILED, str(no[0]), {**evidence, "approval": approval_of(no[0])}, measured, outputs)
+    automatic = stage.folder.intention.get("automatic") if stage.folder else None
+    if silent and automatic:
+        yes, why, until = approved_in_advance(stage, model_id, silent)
+        if yes: return Decision(Phase.PASSED, f"approved automatically: {yes.note}", {**evidence, "approval": approval_of(yes)}, measured, outputs)
     if silent:
         signed = registry.sign_offs(silent[0])
         if before := before_final(signed, registry.together(silent[0])): left, option = f" ({before})", " --review NAME"
         else: left, option = "", ""
         needs = f'within approve {stage.provenance.run or silent[0]}{option} --reviewer YOU@EXAMPLE.COM --note "what you looked at"'
-        return Decision(Phase.WAITING, f"waiting for approval of {' and '.join(silent)}{left}", dict(evidence), measured, {**outputs, "needs": needs})
+        asked = f"waiting for approval of {' and '.join(silent)}{left}" + (f", a person's: {why}" if automatic else "")
+        return Decision(Phase.WAITING, asked, dict(evidence), measured, {**outputs, "needs": needs, **({"until": until} if automatic and until else {})})
     yes = said[model_id]
     kept = {"approval": approval_of(yes), "reviews": {s.review: f"{s.state} by {s.reviewer}" for s in registry.sign_offs(model_id) if s.given}}
     return Decision(Phase.PASSED, str(yes), {**evidence, **kept}, measured, outputs)
@@ -133,6 +138,18 @@ def is_whole(registry: Any, model_id: str) -> bool:
     "Whether the files of a version, here or in MLflow's copy, are still those that were registered."
     try: return registry.folder(model_id) is not None
     except DigestMismatch: return False
+
+
+def approved_in_advance(stage: Stage, model_id: str, silent: list[str]) -> tuple[Any, str, str]: # the approval, or None, the reason, and when a freeze ends
+    "What a standing approval says to the version of an automatic run."
+    from within.ml.approvals import freeze_end, use_standing
+    from within.ml.registry import ModelRegistry
+    if not stage.folder.intention["automatic"]["auto_deployment"]: return None, "the schedule does not deploy automatically", ""
+    if silent != [model_id]: return None, "with a first version, the baseline that it is compared with needs a yes too", ""
+    registry = ModelRegistry(stage.ctx)
+    if before := before_final(registry.sign_offs(model_id), registry.together(model_id)): return None, f"the reviews are signed one by one: {before}", ""
+    try: return use_standing(stage.ctx, model_id, registry.get(model_id).digest, stage.folder.id), "", ""
+    except NotApproved as e: return None, str(e), freeze_end(stage.ctx, stage.model)
 
 
 def approval_of(said: Any) -> dict: return {"reviewer": said.reviewer, "note": said.note, "digest": said.digest}

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RUN_ID', 'RESERVED', 'PRODUCTS', 'valid_run_id', 'new_run_id', 'StageSpec', 'pipeline_stages', 'Parameter',
            'notebook_parameters', 'typed_value', 'resolve_overrides', 'RunFolder', 'find_run', 'all_runs',
-           'copy_sources', 'subject_name', 'source_config', 'product_digests', 'published', 'is_done', 'sweep']
+           'copy_sources', 'subject_name', 'source_config', 'criteria_config', 'product_digests', 'published',
+           'is_done', 'sweep']
 
 # %% ../../nbs/lib/710_runs.folder.ipynb #0ce6d588
 import ast
@@ -189,6 +190,18 @@ def source_config(configs: Path, model: str, source: str, about: Mapping[str, st
     body = yaml.safe_load((configs / f"{model}.yml").read_text(encoding="utf-8"))
     name = subject_name(model, source)
     return write_text(configs / f"{name}.yml", yaml.safe_dump({**body, **about, "model": name, "dataset": source}, sort_keys=False))
+
+
+def criteria_config(configs: Path, model: str, changes: Mapping[str, Any]) -> None:
+    "Write criteria (by dotted key, e.g. `gates.improvement`) over those of a model's policy file."
+    if not changes: return
+    body = yaml.safe_load((file := configs / f"{model}.yml").read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = body
+        for part in path: place = place.setdefault(part, {})
+        place[last] = value
+    write_text(file, yaml.safe_dump(body, sort_keys=False))
 
 # %% ../../nbs/lib/710_runs.folder.ipynb #d958da95
 def product_digests(folder: RunFolder, stage: str) -> dict[str, str]:

@@ -7,9 +7,9 @@ __all__ = ['EXIT_CODES', 'QUIET', 'ENDED', 'SERVING_STAGES', 'Progress', 'RunOut
            'planned', 'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files',
            'load_dag', 'build_stage', 'notebook_error', 'check_seen', 'evidence_pages', 'digests_under', 'beside',
            'publish', 'log', 'write_evidence', 'standing', 'looked_at_since', 'in_short', 'resume_command', 'outcome',
-           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'next_step_text', 'run_view',
-           'renew_packet', 'close', 'note_sweep', 'is_remembered', 'execute', 'keep_attempt', 'after_stage',
-           'supervised', 'step', 'walk', 'retrain']
+           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'next_step_text',
+           'automatic_criteria', 'run_view', 'renew_packet', 'close', 'note_sweep', 'is_remembered', 'execute',
+           'keep_attempt', 'after_stage', 'supervised', 'step', 'held_back', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -36,8 +36,8 @@ from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, Withi
 from ..files import file_digest, read_json, write_json, write_text
 from ..ledger import append, entries, is_loose, sign, vouched_files
 from ..ledger_heads import key_place
-from ..policies import models_configured, policy_digest
-from .folder import (PRODUCTS, RunFolder, copy_sources, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
+from ..policies import adjusted, models_configured, policy_digest
+from .folder import (PRODUCTS, RunFolder, copy_sources, criteria_config, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
                                 product_digests, published, resolve_overrides, subject_name, sweep)
 from .packet import write_packet
 from .report import RunView, stage_view, write_report
@@ -130,9 +130,12 @@ def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) 
     if final.path.exists(): raise Conflict(f"run {final.id} exists already")
     draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
     copy_sources(draft, root, ctx.settings.configs, plan, final.id)
+    criteria = plan.get("automatic", {}).get("overrides", {})
+    criteria_config(draft.path / "configs", plan["model"], criteria)
     for p in plan["params"].values(): p.update({"run": final.id} if "run" in p else {})
     intention = {"id": final.id, **plan, "created_at": iso(ctx.now()), "created_by": ctx.settings.user, "clock": "replay" if ctx.is_replay else "system",
-                 "seed": ctx.seed, "found": ctx.store.position(), "code": code_version(root), "policy": policy_digest(ctx.policy(plan["model"]))}
+                 "seed": ctx.seed, "found": ctx.store.position(), "code": code_version(root),
+                 "policy": policy_digest(adjusted(ctx.policy(plan["model"]), criteria))}
     write_json(draft.path / "run.json", intention)
     draft.path.rename(final.path)
     return final
@@ -150,6 +153,7 @@ def stage_environment(ctx: Context, folder: RunFolder):
     before, here = dict(os.environ), Path.cwd()
     inside, want = str(Path(find_spec("within").origin).resolve().parents[1]), folder.intention
     os.environ.update({**QUIET, "WITHIN_HOME": str(ctx.settings.home), "WITHIN_CONFIGS": str(folder.path / "configs"), "WITHIN_CLOCK": want["clock"],
+                       "WITHIN_PROJECT_CONFIGS": str(ctx.settings.configs),   # for what may change while a run waits: days of a freeze
                        "WITHIN_SEED": str(want["seed"]), "WITHIN_USER": ctx.settings.user, "WITHIN_RUN": folder.id,
                        "WITHIN_DATABASE_URL": ctx.settings.database_url, "MLFLOW_TRACKING_URI": ctx.settings.mlflow_tracking_uri,
                        "WITHIN_WAREHOUSE_URL": ctx.settings.warehouse_url or "",
@@ -364,6 +368,12 @@ def next_step_text(result: RunOutcome) -> str:
     return {Phase.WAITING: f"Waiting until {result.until}. Then: {command}", Phase.ERROR: f"After the repair: {command}"}.get(result.phase, "")
 
 
+def automatic_criteria(automatic: Mapping) -> list[str]:
+    "The criteria of an automatic run that stand in the place of the policy's, one sentence each."
+    told = automatic.get("policy", {})
+    return [f"policy {k} = {v} (a criterion of continuous training; the policy says {told.get(k)})" for k, v in automatic.get("overrides", {}).items()]
+
+
 def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     "Everything the page shows, read from the run's files and the ledger."
     want, bodies = folder.intention, published(ctx, folder)
@@ -374,6 +384,9 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     failed = {result.stage: portable(result.reason, folder)} if result.phase is Phase.ERROR else {}
     views = tuple(stage_view(folder, s, is_done(folder, s, bodies.get(s)), failed.get(s, "")) for s in want["stages"])
     changed = tuple(f"{s}.{k} = {v}" for s, p in want["overrides"].items() for k, v in p.items() if k != "source")
+    automatic = want.get("automatic", {})
+    changed += tuple(automatic_criteria(automatic))
+    facts += [("automatic", f"{automatic['frequency']}, window of {automatic['window']}")] if automatic else []
     said = (result.verdict, portable(result.reason, folder), next_step_text(result))
     pages = (("review packet: read this before you say yes", "packet.html"),) if (folder.path / "packet.html").is_file() else ()
     return RunView(folder.id, want["model"], want["source"], str(result.phase), *said, tuple(facts), changed, tuple(notes), views, pages)
@@ -478,6 +491,14 @@ def step(ctx: Context, folder: RunFolder, dag: Any, stage: str, until: str | Non
     return end
 
 
+def held_back(ctx: Context, folder: RunFolder, stage: str, executed: list[str]) -> RunOutcome | None:
+    "Waiting, when the rollout of a version that no person approved would begin in a freeze; else None."
+    from within.ml.approvals import freeze_now, uses_of
+    model = folder.intention["model"]
+    if stage != "rollout" or not any(u["run"] == folder.id for u in uses_of(ctx, model)) or not (end := freeze_now(ctx, model)): return None
+    return outcome(folder, Phase.WAITING, stage, f"there is a freeze until {iso(end)}, and no person approved this version", executed, iso(end))
+
+
 def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Progress = lambda *a: None) -> RunOutcome:
     "Go on with a run from the first stage that is not done to its end, or to `until`."
     done, end = standing(ctx, folder, until)
@@ -491,6 +512,7 @@ def walk(ctx: Context, folder: RunFolder, until: str | None = None, progress: Pr
     with stage_environment(ctx, folder), ExitStack() as held:
         inner, dag, serving = Context.open(seed=folder.intention["seed"]), load_dag(), False
         for stage in todo:
+            if (end := held_back(ctx, folder, stage, executed)) is not None: break
             if stage in SERVING_STAGES and not serving: serving = bool(held.enter_context(supervised(inner)) or True)
             end = step(inner, folder, dag, stage, until, executed, progress)
             if end.phase is not Phase.RUNNING: break
