@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'COLUMNS', 'UNITS', 'checked_names', 'Band', 'share_band', 'quantile_band', 'live_rows', 'band_of',
-           'limits', 'against', 'limit_for', 'judged', 'prediction_drift', 'deliver', 'json_text', 'open_alert',
-           'resolve_alert', 'MonitorStatus', 'look', 'serves_users', 'checked', 'summary', 'remembered',
-           'PostDeploymentMonitor']
+           'limits', 'against', 'limit_for', 'judged', 'prediction_drift', 'MonitorStatus', 'look', 'serves_users',
+           'checked', 'summary', 'remembered', 'PostDeploymentMonitor']
 
 # %% ../nbs/lib/530_monitoring.ipynb #6078a689
 import math
-import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,16 +18,16 @@ import numpy as np
 import pandas as pd
 
 from . import ledger
+from .alerts import open_alert, resolve_alert
 from .clock import iso, parse_time
 from .context import Context, resolve
 from .errors import InvalidInput, StageNotReady, unknown
-from .files import write_json
 from .ml.registry import ModelRegistry
 from .observations import PredictionLog
 from .policies import load_alerts
 from .serving.routes import current
 from .stats import js_divergence, js_interval, proportion_confseq
-from .verdicts import Phase, Record, Verdict, plain
+from .verdicts import Phase, Record, Verdict
 from .windows import parse_duration
 
 # %% ../nbs/lib/530_monitoring.ipynb #544c428a
@@ -145,47 +142,6 @@ def prediction_drift(baseline: pd.Series, recent: pd.Series, threshold: float, b
     band = Band(js_divergence(p, q, bias_corrected=True), *js_interval(p, q), len(after))
     return judged("prediction_drift", band, (threshold, "above", f"against {len(before):,} baseline answers"))
 
-# %% ../nbs/lib/530_monitoring.ipynb #3d6db9d8
-def deliver(ctx: Context, channel: str, alert: str, message: Mapping) -> str:
-    "Send to a channel's address, or leave a file in the home's outbox; says which."
-    address = os.environ.get(load_alerts(ctx.settings.configs)[channel].address_variable)
-    if address:
-        import apprise
-        to = apprise.Apprise()
-        if to.add(address) and to.notify(title=f"within: {message['subject']}", body=message["text"]): return "sent"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{message['at'][:19]}-{alert}-{channel}")
-    write_json(ctx.path("outbox", f"{name}.json"), {"channel": channel, "alert": alert, **message})
-    return "could not be sent, left in outbox" if address else "no address, left in outbox"
-
-
-def json_text(body: Mapping) -> str:
-    "Readable JSON with sorted keys."
-    import json
-    return json.dumps(plain(body), indent=1, sort_keys=True, ensure_ascii=False)
-
-# %% ../nbs/lib/530_monitoring.ipynb #7261b8a8
-def open_alert(ctx: Context, monitor: str, verdict: Verdict, channels: Iterable[str]) -> str:
-    "Open and send an alert for a failed verdict unless it is open already; its id."
-    alert = f"{monitor}:{verdict.gate.rpartition('.')[2]}"
-    row = ctx.store.get("alert", alert)
-    if row is not None and row.body["phase"] == "open": return alert
-    message = {"subject": alert, "text": verdict.reason, "at": iso(ctx.now())}
-    body = {"phase": "open", "monitor": monitor, "opened_at": message["at"], "verdict": verdict.to_dict(), "channels": list(channels), "delivered": {}}
-    revision = ctx.store.put("alert", alert, body, row.revision if row else None)
-    delivered = {c: deliver(ctx, c, alert, message) for c in channels}
-    ctx.store.put("alert", alert, {**body, "delivered": delivered}, revision)
-    ledger.append(ctx, "alert", alert, {"event": "opened", "reason": verdict.reason, "delivered": delivered})
-    return alert
-
-
-def resolve_alert(ctx: Context, monitor: str, verdict: Verdict) -> None:
-    "Resolve the alert of a metric that is well again, if one is open."
-    alert = f"{monitor}:{verdict.gate.rpartition('.')[2]}"
-    row = ctx.store.get("alert", alert)
-    if row is None or row.body["phase"] != "open": return
-    ctx.store.put("alert", alert, {**row.body, "phase": "resolved", "resolved_at": iso(ctx.now())}, row.revision)
-    ledger.append(ctx, "alert", alert, {"event": "resolved", "reason": verdict.reason})
-
 # %% ../nbs/lib/530_monitoring.ipynb #d02526bd
 @dataclass(frozen=True)
 class MonitorStatus(Record):
@@ -291,7 +247,7 @@ class PostDeploymentMonitor:
         "How long to watch what, and whom to tell; unknown metrics and channels are `InvalidInput` here and now."
         self.duration = parse_duration(duration)
         self.metrics = checked_names("metric", metrics, METRICS)
-        self.alert_channels = checked_names("alert channel", alert_channels, load_alerts(self.ctx.settings.configs))
+        self.alert_channels = checked_names("alert channel", alert_channels, load_alerts(self.ctx.settings.configs).channels)
         return self
 
     def start(self) -> MonitorStatus:

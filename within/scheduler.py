@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .alerts import open_alert, pass_on, resolve_alert
 from .clock import parse_time
 from .context import Context
 from .errors import WithinError
@@ -98,7 +99,6 @@ def tell(ctx: Context) -> list[str]:
     standing, told = {a.alert: a for a in asked(ctx)}, []
     known = {r.id: r for r in ctx.store.find("alert", phase="open") if r.body.get("verdict", {}).get("gate", "").startswith("ask.")}
     if standing.keys() == known.keys() and all(known[i].body["verdict"]["reason"] == a.reason for i, a in standing.items()): return []
-    from within.monitoring import open_alert, resolve_alert
     for id, row in known.items():
         if id in standing and standing[id].reason == row.body["verdict"]["reason"]: continue
         resolve_alert(ctx, row.body["monitor"], Verdict(row.body["verdict"]["gate"], Phase.PASSED, "it was answered, or is asked no more"))
@@ -112,8 +112,8 @@ def tell(ctx: Context) -> list[str]:
 
 
 def said(ctx: Context, before: str = "") -> str: # before: the fault that was printed last
-    "Tell people what waits for them, and print that; returns why it could not be done, '' when it could. Never raises: rollouts are looked at all the same."
-    try: new, fault = tell(ctx), ""
+    "Tell people what waits for them, deliver what is due, and print that; returns why it could not be done, '' when it could. Never raises."
+    try: new, fault = [*tell(ctx), *pass_on(ctx)], ""
     except Exception as e: new, fault = [], f"somebody could not be told what waits: {type(e).__name__}: {e}"
     for line in (*new, *([fault] if fault not in ("", before) else [])): print(line, flush=True)
     return fault
