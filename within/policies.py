@@ -227,6 +227,9 @@ class MonitoringPolicy(Policy):
     intensive_duration: Duration = "14d"
     metrics: tuple[Name, ...] = ("accuracy", "latency_p95", "error_rate", "prediction_drift", "feature_importance_stability")
     alert_channels: tuple[str, ...] = ("slack-ml-team", "email-ml-engineers")
+    look_every: Duration = "1h"          # while it is watched intensively
+    look_every_later: Duration = "1d"
+    importance_stability: Annotated[float, Field(ge=-1, le=1)] = 0.7   # least rank correlation of feature importances with the baseline's
 
 # %% ../nbs/lib/030_policies.ipynb #966d0071
 class ModelPolicy(Policy):
