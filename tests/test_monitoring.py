@@ -1,17 +1,23 @@
 """The monitor: waiting, collecting, alarming once, and telling people where they asked to be told."""
 
 import json
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from within.clock import FrozenClock, iso, parse_time
 from within.context import Context
 from within.errors import InvalidInput, StageNotReady, UnknownModel, UnknownModelVersion
 from within.ledger import entries
-from within.monitoring import PostDeploymentMonitor
+from within.ml.registry import ModelRegistry
+from within.monitoring import PostDeploymentMonitor, checked, drift_bounds
 from within.observations import PredictionLog
+from within.scheduler import Scheduler
+from within.stats import js_divergence
+from within.store import Store
 from within.verdicts import Phase
 from within.windows import parse_duration
 
@@ -29,8 +35,8 @@ def monitor(ctx, version="2.1.0", **changed):
     return made
 
 
-def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, seed=0):
-    "Live traffic of 2.1.0 as a gateway would log it; outcomes come at once."
+def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, seed=0, asked=None):
+    "Live traffic of 2.1.0 as a gateway would log it; outcomes come at once. `asked`: a list of features, repeated."
     rng, log = np.random.default_rng(seed), PredictionLog(ctx, "production")
     lines, feedback = [], []
     for i in range(n):
@@ -38,7 +44,8 @@ def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, s
         outcome, broke = output if rng.random() < right else (99.0 if output < 50 else 1.0), rng.random() < failed
         lines.append({"id": f"{iso(since)}-{seed}-{i}", "at": iso(at), "environment": "production", "model": MODEL, "version": "2.1.0",
                       "variant": "default", "role": "live", "unit": f"u{i % 500}", "output": None if broke else output,
-                      "latency_ms": float(rng.gamma(4, ms / 4)), "error": "boom" if broke else None})
+                      "latency_ms": float(rng.gamma(4, ms / 4)), "error": "boom" if broke else None,
+                      **({"features": asked[i % len(asked)]} if asked else {})})
         feedback.append({"id": lines[-1]["id"], "kind": "outcome", "value": outcome, "at": iso(at)})
     log.append(lines), log.append_feedback(feedback), log.close()
 
@@ -51,7 +58,6 @@ def test_without_traffic_it_waits(frozen):
 
 
 def test_a_version_that_no_route_serves_waits_whatever_it_did_before(frozen):
-    from within.ml.registry import ModelRegistry
     registry = ModelRegistry(frozen)
     registry.register_model(registry.load(MODEL, "2.1.0"), MODEL, "2.1.1")
     assert monitor(frozen, "2.1.1").start().phase is Phase.WAITING
@@ -66,7 +72,7 @@ def test_a_healthy_version_is_watched_and_nobody_is_woken(frozen):
     assert collecting.phase is Phase.RUNNING and "collecting the baseline" in collecting.reason
     frozen.clock.advance(parse_duration("11d"))
     status = m.check()
-    assert status.phase is Phase.INCONCLUSIVE, "its time is over, and one metric is not built: a person must look"
+    assert status.phase is Phase.INCONCLUSIVE, "its time is over, and nothing was logged that importances could be told from: a person must look"
     phases = dict(zip(METRICS, [Phase.PASSED] * 4 + [Phase.INCONCLUSIVE], strict=True))
     assert {v.gate: v.phase for v in status.verdicts} == {f"monitor.{n}": p for n, p in phases.items()}, status.reason
     assert not status.alerts and frozen.store.find("alert") == [] and len(status.table()) == 5
@@ -90,6 +96,123 @@ def test_what_gets_worse_raises_one_alert(frozen, bad, metric):
     assert len(opened) == 1 and metric in opened[0].body["reason"]
     assert {e.body["receipt"]["said"] for e in entries(frozen, "delivery", alert)} == {"no address, left in outbox"}
 
+
+def questions(ctx, n=1500, **flat) -> list[dict]:
+    "What users ask: rows of the model's dataset, some features held at one value."
+    model, policy = ModelRegistry(ctx).load(MODEL, "2.1.0"), ctx.policy(MODEL)
+    frame = ctx.warehouse.table(policy.dataset).select(*model.features).head(n).to_pandas().assign(**flat)
+    return json.loads(frame.to_json(orient="records"))
+
+
+def test_a_model_that_looks_at_other_features_than_before_is_told_apart_from_one_that_does_not(frozen):
+    model = ModelRegistry(frozen).load(MODEL, "2.1.0")
+    asked = questions(frozen)
+    m = monitor(frozen, metrics=["feature_importance_stability"])
+    m.start()
+    play(frozen, START, 7, asked=asked[:750])
+    play(frozen, START + pd.Timedelta(days=7), 1, asked=asked[750:], seed=1, n=5000)
+    frozen.clock.advance(parse_duration("6d"))
+    early = m.check()
+    assert early.verdicts[0].phase is Phase.INCONCLUSIVE and "baseline" in early.verdicts[0].reason
+    frozen.clock.advance(parse_duration("2d"))
+    well = m.check()
+    assert well.verdicts[0].phase is Phase.PASSED and well.verdicts[0].figure > 0.8 and well.verdicts[0].rows == 5000, well.reason
+    contributions = model.contributions(pd.DataFrame(asked)[model.features]).drop(columns="baseline").abs().mean().sort_values(ascending=False)
+    frame = pd.DataFrame(asked)
+    leading = [f for f in contributions.index if pd.api.types.is_numeric_dtype(frame[f])][:6]
+    typical = {f: float(frame[f].iloc[(frame[f] - frame[f].median()).abs().argmin()]) for f in leading}
+    play(frozen, START + pd.Timedelta(days=8), 2, asked=questions(frozen, **typical), seed=2, n=15_000)
+    frozen.clock.advance(parse_duration("2d"))
+    other = m.check()
+    assert other.phase is Phase.FAILED and other.alerts == (f"{m.id}:feature_importance_stability",), other.reason
+    assert "moved most" in other.reason and any(f in other.reason for f in leading)
+
+
+def test_a_fixed_baseline_and_a_stream_at_the_limit_raise_no_more_false_alarms_than_stated_over_two_weeks_of_hourly_looks():
+    rng, bins, hour, streams = np.random.default_rng(7), 20, 20, 60
+    edges = norm.ppf(np.linspace(0, 1, bins + 1)[1:-1])
+    before, after = np.full(bins, 1 / bins), np.diff(norm.cdf(np.concatenate([[-np.inf], edges - 1.1, [np.inf]])))
+    limit, alarms, caught = js_divergence(before, after), 0, 0
+    for _ in range(streams):
+        p, q = rng.multinomial(3000, before), rng.multinomial(hour, after, size=336).cumsum(0)
+        alarms += any(drift_bounds(p, x)[0] > limit for x in q[5:])
+        caught += drift_bounds(p, q[-1])[0] > 0.8 * limit
+    assert alarms <= 8, "5 % are stated; more than 8 of 60 have a probability of 0.002 then"
+    assert caught >= streams - 3, "a quarter above the limit is found"
+
+
+def test_a_stream_in_which_nothing_changes_wakes_nobody_over_two_weeks_of_looks(frozen):
+    m = monitor(frozen, metrics=["prediction_drift", "error_rate", "latency_p95"], duration="21d")
+    m.start()
+    play(frozen, START, 21, failed=0.004)
+    frozen.clock.advance(parse_duration("7d"))
+    for _ in range(14):
+        frozen.clock.advance(parse_duration("1d"))
+        assert not m.check().alerts
+    assert frozen.store.find("alert") == []
+
+
+# --- how often it looks ----------------------------------------------------------------------------------------------------------------------------
+
+def test_it_looks_every_hour_and_later_every_day_and_the_scheduler_does_it(frozen):
+    m, scheduler = monitor(frozen, metrics=["error_rate"]), Scheduler(frozen)
+    first = m.start()
+    assert first.next_look_at == iso(START + pd.Timedelta(hours=1)) and scheduler.tick() == []
+    play(frozen, START, 30)
+    frozen.clock.advance(parse_duration("1h"))
+    assert scheduler.tick() == [f"monitor:{m.id}"] and scheduler.tick() == []
+    assert frozen.store.get("monitor", m.id).body["next_look_at"] == iso(START + pd.Timedelta(hours=2))
+    frozen.clock.advance(parse_duration("14d"))
+    assert scheduler.tick() == [f"monitor:{m.id}"]
+    frozen.clock.advance(parse_duration("23h"))
+    assert scheduler.tick() == []
+    frozen.clock.advance(parse_duration("1h"))
+    assert scheduler.tick() == [f"monitor:{m.id}"]
+
+
+def test_what_comes_long_after_the_release_is_not_lost_among_the_rows_before_it(frozen):
+    m = monitor(frozen, metrics=["error_rate"])
+    m.start()
+    play(frozen, START, 60, n=6000)
+    play(frozen, START + pd.Timedelta(days=60), 2, failed=0.2, n=200, seed=1)
+    frozen.clock.advance(parse_duration("60d"))
+    assert m.check().phase is Phase.RUNNING
+    frozen.clock.advance(parse_duration("2d"))
+    status = m.check()
+    assert status.phase is Phase.FAILED and 200 < status.rows < 1200
+
+
+def test_a_version_that_was_replaced_is_no_longer_unwell(frozen):
+    m = monitor(frozen, metrics=["error_rate"])
+    m.start()
+    play(frozen, START, 1, failed=0.2)
+    frozen.clock.advance(parse_duration("1d"))
+    assert m.check().alerts
+    from within.serving.routes import Route, change, current
+    route = current(frozen, "production", MODEL)
+    change(frozen, Route("production", MODEL, "9.9.9"), route.revision, by="test", wait=0)
+    assert m.check().phase is Phase.WAITING and frozen.store.find("alert", phase="open") == []
+
+
+def test_two_looks_at_once_write_one(frozen):
+    m = monitor(frozen, metrics=["error_rate"])
+    m.start()
+    play(frozen, START, 1)
+    frozen.clock.advance(parse_duration("1d"))
+    seen = []
+    def look():
+        mine = Context(frozen.settings, Store(frozen.settings.database_url), frozen.clock, 0)
+        try: seen.append(checked(mine, m.id).phase)
+        finally: mine.close()
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join(60)
+    assert seen == [Phase.RUNNING] * 4
+    written = frozen.store.observations(f"monitor:{m.id}", "error_rate")
+    assert 1 <= len(written) <= 4 and {"low", "high", "limit", "phase"} <= written[0]["labels"].keys()
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------------------------------------
 
 def test_starting_again_keeps_the_start_and_takes_the_new_configuration(frozen):
     monitor(frozen).start()

@@ -10,9 +10,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
            'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'list_alerts', 'acknowledge_alert',
-           'try_channel', 'ingest', 'register', 'bootstrap', 'attempted', 'pipeline_problems', 'problems_of', 'check',
-           'verify', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke', 'free_home',
-           'demo', 'close_default_engine', 'main']
+           'try_channel', 'monitor', 'ingest', 'register', 'bootstrap', 'attempted', 'pipeline_problems', 'problems_of',
+           'check', 'verify', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
+           'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -558,6 +558,17 @@ def try_channel(channel: Annotated[str, typer.Argument(help="A channel of config
     receipt = prove(changing("operate"), channel)
     typer.echo(f"{channel}: {receipt.said}")
     raise typer.Exit(0 if receipt.state == "sent" else 1)
+
+
+@app.command()
+def monitor(model: Annotated[str, typer.Argument(help="A model that is watched.", autocompletion=completed(routed_models))],
+            page: Annotated[bool, typer.Option("--page", help="Write the page with the timelines, and say where it is.")] = False) -> None:
+    "Show what the last looks at a released model found: figures with their bands and limits."
+    from within.monitor_page import monitor_rows, write_monitor_page
+    ctx = open_context()
+    if page: return typer.echo(write_monitor_page(ctx, model))
+    if rows := monitor_rows(ctx, model): print_table(("version", "metric", "verdict", "value", "low", "high", "limit", "rows"), rows)
+    else: typer.echo("no look has found figures yet")
 
 # %% ../nbs/lib/790_cli.ipynb #0e500028
 @app.command()

@@ -173,14 +173,14 @@ def prediction_drift(baseline: pd.Series, recent: pd.Series, threshold: float, b
     return judged("prediction_drift", band, (threshold, "above", f"against {len(before):,} baseline answers"))
 
 # %% ../nbs/lib/530_monitoring.ipynb #b5df6195
-SAMPLED = 1000
+SAMPLED = 2000
 
 
 def asked_rows(log: PredictionLog, model: Any, name: str, version: str, since: datetime, until: datetime, seed: int = 0) -> tuple[pd.DataFrame, pd.Series, int]:
     "What live requests of a version asked: the model's features of a sample of rows, their units, and how many rows there were."
     rows = log.predictions(since, until, name, nested=["features"])
     rows = rows[(rows["version"] == version) & (rows["role"] == "live") & rows["features"].map(lambda f: isinstance(f, dict)).astype(bool)]
-    most = SAMPLED if model.cheap else SAMPLED // 5
+    most = SAMPLED if model.cheap else SAMPLED // 10
     sample = rows.sample(most, random_state=seed) if len(rows) > most else rows
     return pd.DataFrame(list(sample["features"])).reindex(columns=model.features), sample["unit"].fillna(sample["id"]), len(rows)
 

@@ -15,20 +15,19 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from ..errors import InvalidInput
-from .explain import contributions_of
 from ..stats.intervals import group_sums, resampled_means
 from ..stats.sequential import boundary
 from ..verdicts import Record
 
 # %% ../../nbs/lib/416_ml.importance.ipynb #5a805e56
 def sways(model: Any, frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame: # one column a feature, one row a row
-    "How far each feature moved each answer, >= 0, in the unit of the answer (log-odds for SHAP values of a classifier)."
-    told = contributions_of(model, frame)
-    if told is not None: return told.abs().reset_index(drop=True)
-    rng, asked = np.random.default_rng(seed), frame[model.features]
+    "How far each feature moved each answer when it was another row's, >= 0, in the unit of the answer."
+    rng, asked = np.random.default_rng(seed), frame[model.features].reset_index(drop=True)
     base = np.asarray(model.predict(asked), float)
-    moved = {f: np.abs(np.asarray(model.predict(asked.assign(**{f: asked[f].to_numpy()[rng.permutation(len(asked))]})), float) - base) for f in model.features}
-    return pd.DataFrame(moved)
+    def moved(feature: str) -> np.ndarray:
+        mixed = asked.assign(**{feature: asked[feature].iloc[rng.permutation(len(asked))].array})
+        return np.abs(np.asarray(model.predict(mixed), float) - base)
+    return pd.DataFrame({f: moved(f) for f in model.features})
 
 # %% ../../nbs/lib/416_ml.importance.ipynb #e2ffdbd7
 def leading(*means: Sequence[float], share: float = 0.95) -> list[int]:
@@ -72,11 +71,9 @@ def stability(model: Any, before: pd.DataFrame, now: pd.DataFrame, # the model's
     kept = leading(*means)
     if len(kept) < 2: kept = sorted(np.argsort(-means[0], kind="stable")[:2].tolist())
     drawn = [resampled_means(group_sums(m[:, kept], None if clusters is None else clusters[i], seed), DRAWS, seed + i) for i, m in enumerate(moved)]
-    fisher = lambda r: np.arctanh(np.clip(r, -0.999, 0.999))   # noqa: E731
     value = float(rank_correlations(means[0][None, kept], means[1][None, kept])[0])
-    half = boundary(seen or len(now), alpha) * float(fisher(rank_correlations(*drawn)).std())
+    half = boundary(seen or len(now), alpha) * float(rank_correlations(*drawn).std())
     shares = [m / (m.sum() or 1.0) for m in means]
     order = np.argsort(-np.abs(shares[1] - shares[0]), kind="stable")[:3]
     told = tuple((str(model.features[i]), float(shares[0][i]), float(shares[1][i])) for i in order)
-    low, high = (float(np.tanh(fisher(value) + s * half)) for s in (-1, 1))
-    return Stability(value, min(value, low), max(value, high), seen or len(now), told)
+    return Stability(value, max(-1.0, value - half), min(1.0, value + half), seen or len(now), told)
