@@ -129,7 +129,7 @@ def test_the_projects_own_policies_are_the_guides_tables():
     assert (fires.js_divergence, fires.accuracy_drop, fires.volume_growth, fires.correlation_shift, fires.domain_auc) == (0.2, 0.05, 0.2, 0.3, 0.65)
     assert (policy.gates.improvement, policy.gates.noise_degradation, policy.gates.fairness_variation, policy.minimums.samples) == (0.05, 0.1, 0.1, 50_000)
     assert [load_policy(m, configs).triggers.schedule for m in models_configured(configs)] == ["monthly", "quarterly", "bi-annual"]
-    assert set(load_alerts(configs)) == {"slack-ml-team", "email-ml-engineers"}
+    assert set(load_alerts(configs).channels) == {"slack-ml-team", "email-ml-engineers"}
 
 
 def test_a_policys_digest_ignores_layout_and_sees_values(tmp_path):

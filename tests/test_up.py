@@ -13,6 +13,7 @@ import sys
 import time
 from configparser import RawConfigParser
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from test_hosts import asked, host, moody, say, share  # noqa: F401  (moody is a
 from test_serving import NAME, body, ends, eventually, small  # noqa: F401  (small is a fixture)
 
 from within.cli import needs_of
-from within.clock import iso
+from within.clock import iso, parse_time
 from within.context import Context
 from within.errors import ServingError
 from within.ledger import entries
@@ -374,6 +375,26 @@ def test_a_rollout_that_asks_tells_its_channels_once_for_each_question(deployer,
     deployer.operate(state.id, "abort", by="reviewer@example.com")
     one.tick()
     assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened", "resolved"] * 2 and ctx.store.find("alert", phase="open") == []
+
+
+def test_a_rollout_that_waits_for_the_models_approval_tells_its_channels_once(deployer, tmp_path):  # noqa: F811
+    deployer.registry.approve(OLD, "reviewer@example.com", "looked"), approve(deployer)
+    deployer.deploy(OLD, "production")
+    ctx, state = deployer.ctx, deployer.progressive_rollout(NEW)
+    scheduler = Scheduler(ctx)
+    scheduler.tick()
+    assert letters(ctx) == []
+    later = iso(ctx.now() + timedelta(hours=1))
+    unclear = {"name": "e1", "winner": None, "reason": "too few rows", "looked_at": later}
+    spec = {"model": NAME, "variants": [{"name": "old", "model_version": "1.0.0"}, {"name": "new", "model_version": "1.1.0"}]}
+    ctx.store.put("experiment", "e1", {"phase": "inconclusive", "spec": spec, "ends_at": later, "result": unclear}, None)
+    ctx.store.clock_start(max(parse_time(later), state.due))
+    for _ in range(3): scheduler.tick()
+    assert len(found := letters(ctx)) == 2 and all("waits for approval" in x and "approve moody@" not in x and "with a note" in x for x in found), found
+    assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened"] and any("too few rows" in n for n in needs_of(ctx))
+    deployer.registry.approve(NEW, "reviewer@example.com", "the experiment was too short, the rest is well")
+    scheduler.tick()
+    assert ctx.store.find("alert", phase="open", monitor=state.id) == [] or read_rollout(ctx, state.id)[0].asking
 
 
 def test_a_run_that_waits_for_a_review_tells_its_channels_and_a_fault_of_one_hides_no_other(tmp_path, capsys):

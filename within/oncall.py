@@ -22,6 +22,7 @@ from typing import Any
 
 import orjson
 
+from .alerts import channel_rows
 from .clock import iso
 from .context import Context
 from .errors import InvalidInput, ServingError, UnknownModelVersion, unknown
@@ -143,7 +144,13 @@ def experiments(ctx: Context) -> list[dict]:
 def outbox(ctx: Context) -> dict:
     "Messages that could not be delivered."
     folder = ctx.settings.home / "outbox"
-    return {"messages": sum(p.is_file() for p in folder.glob("*")), "folder": str(folder)}
+    names = [p.stem for p in folder.glob("*.json")]   # …-channel-key
+    try: silent = [f"{c} has no address ({variable} is empty)" for c, state, variable, _ in channel_rows(ctx) if not state.startswith("has")]
+    except InvalidInput as e: silent = [str(e)]
+    mine = [s for s in silent if any(f"-{s.partition(' ')[0]}-" in n for n in names)]
+    why = "; ".join(mine) or "their addresses did not take them"
+    said = f"{len(names)} message{'s' * (len(names) != 1)} of alerts lie{'s' * (len(names) == 1)} in {folder}: {why}" if names else ""
+    return {"messages": len(names), "folder": str(folder), "said": said, "without_address": silent}
 
 # %% ../nbs/lib/742_oncall.ipynb #e677d257
 def overview(ctx: Context) -> dict:

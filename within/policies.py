@@ -9,18 +9,20 @@ __all__ = ['Share', 'Percentage', 'Duration', 'Dates', 'Name', 'Count', 'Seed', 
            'CompliancePolicy', 'RollbackTrigger', 'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy',
            'ResourcePolicy', 'ReleasePolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated',
            'load_policy', 'models_configured', 'policy_digest', 'adjusted', 'BatchingPolicy', 'EnvironmentPolicy',
-           'ChannelPolicy', 'Environments', 'Alerts', 'load_environments', 'load_alerts']
+           'Environments', 'QuietHours', 'ChannelPolicy', 'Alerts', 'load_environments', 'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .clock import parse_time
 from .errors import ConfigError, UnknownModel, unknown
@@ -245,6 +247,9 @@ class MonitoringPolicy(Policy):
     intensive_duration: Duration = "14d"
     metrics: tuple[Name, ...] = ("accuracy", "latency_p95", "error_rate", "prediction_drift", "feature_importance_stability")
     alert_channels: tuple[str, ...] = ("slack-ml-team", "email-ml-engineers")
+    look_every: Duration = "1h"          # while it is watched intensively
+    look_every_later: Duration = "1d"
+    importance_stability: Annotated[float, Field(ge=-1, le=1)] = 0.7   # least rank correlation of feature importances with the baseline's
 
 # %% ../nbs/lib/030_policies.ipynb #966d0071
 class ModelPolicy(Policy):
@@ -402,20 +407,59 @@ class EnvironmentPolicy(Policy):
     batching: BatchingPolicy = BatchingPolicy()
 
 
+class Environments(Policy):
+    environments: dict[Name, EnvironmentPolicy]
+
+# %% ../nbs/lib/030_policies.ipynb #9f003ef4
+def _hour(given: Any) -> str:
+    if not isinstance(given, str): raise ValueError("write the time of day in quotes, such as '22:00': without them YAML reads a number")
+    try: at = time.fromisoformat(given)
+    except ValueError: raise ValueError(f"{given!r} is no time of day; write '22:00'") from None
+    if at.tzinfo is not None: raise ValueError(f"{given!r} has a time zone of its own; give it as time_zone")
+    return given
+
+
+def _zone(name: str) -> str:
+    try: ZoneInfo(name)
+    except (LookupError, ValueError, OSError): raise ValueError(f"unknown time zone {name!r}; write a name such as Europe/Berlin or UTC") from None
+    return name
+
+
+class QuietHours(Policy):
+    "When nobody is to be woken; what is said then is said at its end."
+    start: Annotated[str, Field(alias="from"), BeforeValidator(_hour)]
+    end: Annotated[str, Field(alias="to"), BeforeValidator(_hour)]
+    time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    urgent: tuple[str, ...] = ("error_rate", "latency_p99", "look")   # what is said at any hour: a monitor's metric, or what is asked
+
+    @model_validator(mode="after")
+    def _some_hours(self) -> Self:
+        if time.fromisoformat(self.start) == time.fromisoformat(self.end): raise ValueError("quiet hours end when they begin; leave them out for none")
+        return self
+
+# %% ../nbs/lib/030_policies.ipynb #4bdd5be5
 class ChannelPolicy(Policy):
     "A way to reach people."
     description: str = ""
     address_variable: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
-
-
-class Environments(Policy):
-    environments: dict[Name, EnvironmentPolicy]
+    escalate_to: str | None = None     # the channel that is told next when nobody acknowledges
+    escalate_after: Duration = "1h"    # after it was told
 
 
 class Alerts(Policy):
+    "Whom to tell, and when."
     channels: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")], ChannelPolicy]
+    quiet_hours: QuietHours | None = None
+    repeat_after: Duration = "1h"      # what is well again and bad again within this time is said once
 
+    @model_validator(mode="after")
+    def _known_channels(self) -> Self:
+        for name, channel in self.channels.items():
+            if channel.escalate_to == name: raise ValueError(f"channel {name} escalates to itself; name another one, or none")
+            if channel.escalate_to not in (None, *self.channels): raise ValueError(str(unknown("channel to escalate to", channel.escalate_to, self.channels)))
+        return self
 
+# %% ../nbs/lib/030_policies.ipynb #769d7051
 def _load(cls: type[Policy], file: Path) -> Any:
     data, lines = read_yaml(file)
     return validated(cls, data, file, lines)
@@ -426,6 +470,6 @@ def load_environments(configs: Path) -> dict[str, EnvironmentPolicy]:
     return _load(Environments, Path(configs) / "environments.yml").environments
 
 
-def load_alerts(configs: Path) -> dict[str, ChannelPolicy]:
-    "Alert channels by name, from `alerts.yml`."
-    return _load(Alerts, Path(configs) / "alerts.yml").channels
+def load_alerts(configs: Path) -> Alerts:
+    "Alert channels by name, quiet hours and the rest of `alerts.yml`."
+    return _load(Alerts, Path(configs) / "alerts.yml")
