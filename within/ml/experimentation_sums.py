@@ -49,6 +49,7 @@ class Measure(Record):
     better: str = "more"             # more, less
     margin: float = 0.0              # of a guardrail: how much worse is allowed, >= 0, in the measure's unit
     before: str | None = None        # a column known before the experiment, constant for a unit
+    unit: str = ""                   # what it is told in, such as ms; a share is told in per cent
 
     @property
     def source(self) -> str: return self.column or self.name
