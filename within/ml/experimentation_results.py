@@ -42,9 +42,9 @@ class ABTestResult(Record):
     ends_at: str = ""
     looked_at: str = ""
     decided_on: str | None = None    # the first day whose figures gave the same verdict
-    notes: tuple[str, ...] = ()      # how it was calculated, in sentences
     faults: dict = field(default_factory=dict)    # what was left out or put together, by what is wrong with it
     days: tuple[dict, ...] = field(default=(), repr=False)   # rows of the trajectory
+    notes: tuple[str, ...] = ()      # how it was calculated, in sentences
 
     def __str__(self) -> str: return f"{self.name}: {self.status}, {f'{self.winner} won' if self.winner else 'no winner'}; {self.reason}"
 
@@ -241,7 +241,7 @@ def promised_shares(names: Sequence[str], shares: Mapping[str, float] | None) ->
 def judged(looks: Looks, measures: Sequence[Measure], shares: Mapping[str, float] | None = None, name: str = "experiment", alpha: float = 0.05,
            correction: str = "holm", minimum: Any = None, maximum: Any = None, tight_at: float = 5_000, faults: Mapping | None = None,
            checks: Sequence[Verdict] = ()) -> ABTestResult:
-    "The result of an experiment from its looks; see `analyze` for the arguments. `checks`: what must hold, besides the sample ratio, for any comparison to be trusted."
+    "The result of an experiment from its looks; see `analyze` for the arguments. `checks`: besides the sample ratio, what must hold for a comparison."
     alpha, least, most = checked_alpha(alpha), days_in(minimum, "minimum") or 0.0, days_in(maximum, "maximum")
     promised, control = promised_shares(looks.names, shares), looks.names[0]
     paths = paths_of(looks, measures, alpha, tight_at)
@@ -256,8 +256,8 @@ def judged(looks: Looks, measures: Sequence[Measure], shares: Mapping[str, float
     sign = 1 if measures[0].better == "more" else -1
     best = found[winner if winner in found else max(found, key=lambda n: sign * found[n][0].figure if math.isfinite(found[n][0].figure) else -math.inf)][0]
     return ABTestResult(name, "", status, winner, reason, best.figure, (best.low, best.high), ratio.figure, figures(looks, measures),
-                        (ratio, *checks, *(v for vs in found.values() for v in vs), *secondary), looks.labels[0], "", looks.labels[-1], since, dict(faults or {}),
-                        days=trajectory_rows(looks, paths, ratios))
+                        (ratio, *checks, *(v for vs in found.values() for v in vs), *secondary), looks.labels[0], "", looks.labels[-1], since,
+                        dict(faults or {}), trajectory_rows(looks, paths, ratios))
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #60e66605
 def figures(looks: Looks, measures: Sequence[Measure]) -> dict:
@@ -278,7 +278,8 @@ def trajectory_rows(looks: Looks, paths: Mapping, ratios: np.ndarray) -> tuple[d
         for at, label in enumerate(looks.labels):
             row = {"day": label, "since_start": float(looks.since[at]), "metric": metric, "variant": variant, "units": int(new.n[at] + old.n[at])}
             row |= {"variant_units": int(new.n[at]), "control_units": int(old.n[at]), "value": float(new.value[at]), "control": float(old.value[at])}
-            if new.band and old.band: row |= {f"{who}_{end}": float(s.band[k][at]) for who, s in (("value", new), ("control", old)) for k, end in ((0, "low"), (1, "high"))}
+            for who, s in (("value", new), ("control", old)):
+                if s.band: row |= {f"{who}_low": float(s.band[0][at]), f"{who}_high": float(s.band[1][at])}
             row |= {k: float(getattr(path, k)[at]) for k in ("effect", "low", "high", "p")} | {"srm": float(ratios[at])}
             if alone is not None: row |= {"today": float(alone[at]), "today_low": float(alone[at] - half[at]), "today_high": float(alone[at] + half[at])}
             rows.append(row)
