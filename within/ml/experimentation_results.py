@@ -84,7 +84,7 @@ def ratio_verdict(units: Mapping[str, int], shares: Mapping[str, float], p: floa
     seen = ", ".join(f"{n} {units.get(n, 0):,} for {s:g} %" for n, s in shares.items())
     phase, word = (Phase.PASSED, "compatible with") if p >= SRM_ALARM else (Phase.FAILED, "not compatible with")
     reason = f"units {seen}: {word} the promised shares (p = {p:.3g}, alarm below {SRM_ALARM:g})"
-    return Verdict("sample_ratio", phase, reason, p, threshold=SRM_ALARM, rows=sum(units.values()))
+    return Verdict("sample_ratio", phase, reason, p, threshold=SRM_ALARM, rows=sum(units.values()), details={"shares": dict(shares)})
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #2fe531fa
 def concluded(ratio: Verdict, verdicts: Mapping[str, Sequence[Verdict]], control: str, better: str = "more") -> tuple[str | None, str, str]:
@@ -189,9 +189,11 @@ def told(looks: Looks, m: Measure, variant: str, path: Path, at: int, corrected:
 
 def paths_of(looks: Looks, measures: Sequence[Measure], alpha: float, tight_at: float) -> dict[tuple[str, str], Path]:
     "(measure, variant) -> path against the control; the error probability is shared by the variants."
-    control, rivals, out = looks.names[0], looks.names[1:], dict(looks.known)
+    control, rivals, out = looks.names[0], looks.names[1:], {}
     for m in measures:
-        if (m.name, rivals[0]) in looks.known: continue
+        if (m.name, rivals[0]) in looks.known:
+            out |= {(m.name, v): looks.known[m.name, v] for v in rivals}
+            continue
         old = looks.series[m.name, control]
         for v in rivals:
             new = looks.series[m.name, v]
