@@ -234,7 +234,7 @@ def power_plan(past: pd.DataFrame, now: datetime, duration: timedelta, shares: S
                power: float = 0.8) -> PowerPlan:
     "What the live answers before `now` say about an experiment of this duration; `shares` of the variants in per cent, the control's first."
     wanted = max(1, math.ceil(duration / DAY))
-    start = max(now - DAY * wanted, past["at"].min().to_pydatetime()) if len(past) else now
+    start = max(now - DAY * wanted, past["at"].min().floor("us").to_pydatetime()) if len(past) else now
     recent = past[past["at"] >= start].assign(variant="all")
     if recent.empty: return PowerPlan(f"the log holds no live answers before the experiment, so nobody can say what {wanted} days will see", metric)
     rows = by_day(recent, start, ripe, now)

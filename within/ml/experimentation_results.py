@@ -57,8 +57,10 @@ class ABTestResult(Record):
     def trajectory(self) -> pd.DataFrame:
         """Columns day, since_start, metric, variant, units, variant_units, control_units, value, control, effect, low, high, p, srm, cumulative to each day's
         end; perhaps today, today_low, today_high, the effect of that day alone with an ordinary 95 % interval; of percentiles value_low, …, control_high."""
-        rows = pd.DataFrame(list(self.days))
-        return rows.astype({c: float for c in rows.columns if c not in ("day", "metric", "variant", "units", "variant_units", "control_units")})
+        rows, words = pd.DataFrame(list(self.days)), ("day", "metric", "variant", "units", "variant_units", "control_units")
+        if rows.empty: return rows
+        order = ["day", "since_start", *words[1:], "value", "control", "effect", "low", "high", "p", "srm"]
+        return rows[[*order, *sorted(set(rows.columns) - set(order))]].astype({c: float for c in rows.columns if c not in words})
 
     @property
     def effects(self) -> pd.DataFrame:
