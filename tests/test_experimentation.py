@@ -400,3 +400,38 @@ def test_what_was_known_before_sharpens_and_does_not_shift():
         inside += sharp.interval[0] <= 1.0 <= sharp.interval[1]
         width.append((sharp.interval[1] - sharp.interval[0]) / (plain.interval[1] - plain.interval[0]))
     assert inside >= 57 and np.median(width) < 0.45 and sharp.metrics["new"]["spent known before"] > 0.8
+
+
+def test_numbered_units_and_named_units_give_the_same_figures():
+    "The fast way and the general way: missing values and variants, units in two variants, a figure from before, every kind of measure."
+    rng = np.random.default_rng(11)
+    frame = traffic(units=3_000, each=4)
+    frame.loc[rng.random(len(frame)) < 0.2, "spent"] = np.nan
+    frame.loc[frame["who"] == 17, "arm"] = ["control", "new", "new", "control"]
+    frame["past"], frame["bought"] = (frame["who"] % 11).where(frame["who"] % 3 > 0), frame["bought"].astype(np.int8)
+    metrics = [{"name": "spent", "before": "past"}, {"name": "all", "column": "spent", "of": "total", "before": "past"},
+               {"name": "ever", "column": "bought", "of": "any"},
+               {"name": "bought", "of": "rows"}, {"name": "times", "column": "bought", "of": "total"}]
+    days = pd.Timestamp("2024-02-27") + pd.to_timedelta(frame["day"], unit="D")
+    for time in (frame["day"], days, days.dt.date):
+        numbered = analyze(frame.assign(day=time), "who", "arm", metrics, time="day")
+        named = analyze(frame.assign(day=time, who="u" + frame["who"].astype(str).str.zfill(5)), "who", "arm", metrics, time="day")
+        pd.testing.assert_frame_equal(numbered.trajectory, named.trajectory)
+        assert numbered.reason == named.reason and numbered.faults["in two variants"] == {"units": 1, "rows": 4, "example": "17"}
+        assert {k: v["rows"] for k, v in numbered.faults.items()} == {k: v["rows"] for k, v in named.faults.items()}
+
+
+def test_units_in_ranges_when_memory_is_short_and_far_apart_numbers(monkeypatch, tmp_path):
+    frame = traffic(units=3_000, each=4)
+    frame.to_parquet(tmp_path / "events.parquet", index=False)
+    whole = analyze(tmp_path / "events.parquet", "who", "arm", ["bought", "spent"], time="day")
+    monkeypatch.setattr("within.ml.experimentation_dense.MOST_BYTES", 10 * 22 * 700)
+    monkeypatch.setattr("within.ml.experimentation_dense.BATCH", 1_000)
+    pd.testing.assert_frame_equal(analyze(tmp_path / "events.parquet", "who", "arm", ["bought", "spent"], time="day").trajectory, whole.trajectory)
+    far = analyze(frame.assign(who=frame["who"] * 10**12), "who", "arm", ["bought", "spent"], time="day")
+    pd.testing.assert_frame_equal(far.trajectory, whole.trajectory)
+
+
+def test_a_unit_with_more_rows_a_day_than_a_cell_counts_is_still_right():
+    frame = pd.DataFrame({"who": np.r_[np.zeros(70_000, int), np.arange(1, 200)], "arm": ["a"] * 70_000 + ["a", "b"] * 99 + ["b"], "y": 1.0})
+    assert analyze(frame, "who", "arm", {"name": "y", "of": "total"}).effect == pytest.approx(1 - (70_000 + 99) / 100)

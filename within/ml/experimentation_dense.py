@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'MOST_BYTES', 'MOST_DAYS', 'MOST_GAP', 'NotDense', 'day_numbers', 'span', 'record_batches', 'ahead', 'coded',
-           'Cells', 'daily_growth', 'added_up', 'dense_sums', 'fill']
+           'sum_type', 'Cells', 'daily_growth', 'added_up', 'dense_sums', 'fill']
 
 # %% ../../nbs/lib/515_ml.experimentation_dense.ipynb #a8ab254a
 from collections.abc import Iterator, Sequence
@@ -82,15 +82,19 @@ def coded(column: pa.Array, known: dict[str, int]) -> np.ndarray:
     return codes[column.indices.to_numpy(zero_copy_only=False)]
 
 # %% ../../nbs/lib/515_ml.experimentation_dense.ipynb #0d6cea00
+def sum_type(kind: str, column: pa.DataType) -> type:
+    "What the sums of a measure are kept in."
+    narrow = pa.types.is_boolean(column) or (pa.types.is_integer(column) and column.bit_width <= 16 and column != pa.uint16())
+    return np.int32 if narrow or kind == "any" else np.float64
+
+
 class Cells:
     "Days x units of what was read; `kinds` are the measures' (rows, total, any), `types` their columns' Arrow types."
 
     def __init__(self, units: tuple[int, int], days: tuple[int, int], kinds: Sequence[str], types: Sequence[pa.DataType]):
         self.low, self.size, self.first, self.days = units[0], units[1] - units[0] + 1, days[0], days[1] - days[0] + 1
         self.kinds, shape = list(kinds), self.days * self.size
-        narrow = [pa.types.is_boolean(t) or (pa.types.is_integer(t) and t.bit_width <= 16 and t != pa.uint16()) for t in types]
-        small = [k == "any" or n for k, n in zip(kinds, narrow, strict=True)]
-        self.rows, self.sums = np.zeros(shape, np.uint16), [np.zeros(shape, np.int32 if s else np.float64) for s in small]
+        self.rows, self.sums = np.zeros(shape, np.uint16), [np.zeros(shape, sum_type(k, t)) for k, t in zip(kinds, types, strict=True)]
         self.known: list[np.ndarray | None] = [None] * len(kinds)     # None: as many as rows
         self.arms, self.before = np.zeros(self.size, np.uint8), {}
         self.ranges, self.counted = [[np.inf, -np.inf] for _ in kinds], 0
@@ -190,7 +194,8 @@ def dense_sums(found: Any, unit: str, variant: str, time: str | None, measures: 
     (low, high), days = span(found, unit), span(found, time) if time else (0, 0)
     length, size = days[1] - days[0] + 1, high - low + 1
     if length > MOST_DAYS or size > MOST_GAP * found.num_rows + 1_000: raise NotDense("units or days are far apart")
-    each = max(1, int(MOST_BYTES / (length * (2 + 10 * len(measures)))))
+    cell = 2 + sum(2 + np.dtype(sum_type(how, kind[column])).itemsize for column, how, _before in measures)   # bytes, with a count of the known
+    each = max(1, MOST_BYTES // (length * cell))
     if -(-size // each) > 8: raise NotDense("too many units for the memory that is allowed")
     total, faults, ranges, known = {}, {}, [], {}
     for start in range(low, high + 1, each):
