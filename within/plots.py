@@ -6,7 +6,7 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'PHASE_COLOURS', 'SIGNS', 'png', 'blank', 'finished', 'forest',
            'drift_forest', 'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement',
            'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'trajectory_picture',
-           'day_effect_picture', 'rollout_picture']
+           'day_effect_picture', 'ratio_picture', 'latency_picture', 'rollout_picture']
 
 # %% ../nbs/lib/708_plots.ipynb #01a2d1e2
 import io
@@ -190,13 +190,14 @@ def segment_picture(report: Any, most: int = 14) -> Any:
 # %% ../nbs/lib/708_plots.ipynb #1814bf11
 def _course(result: Any, metric: str | None, variant: str | None) -> tuple[pd.DataFrame, float, str]:
     "(rows of one metric and variant, factor, axis text); shares are told in percentage points."
-    rows = result.trajectory
+    rows = getattr(result, "trajectory", pd.DataFrame())    # a test that waits has none
     if rows.empty: return rows, 1.0, ""
     metric = metric or rows["metric"].iloc[0]
     rows = rows[(rows["metric"] == metric) & (rows["variant"] == (variant or rows["variant"].iloc[0]))]
     if rows.empty: raise InvalidInput(f"the trajectory has no metric {metric!r} of variant {variant!r}")
-    share = bool(rows[["value", "control"]].stack().dropna().between(0, 1).all())
-    return rows, 100.0 if share else 1.0, f"difference in {metric} ({'percentage points' if share else 'its own unit'})"
+    waits = metric.startswith("latency")
+    share = not waits and bool(rows[["value", "control"]].stack().dropna().between(0, 1).all())
+    return rows, 100.0 if share else 1.0, f"difference in {metric} ({'percentage points' if share else 'ms' if waits else 'its own unit'})"
 
 
 def trajectory_picture(result: Any, metric: str | None = None, variant: str | None = None) -> Any:
@@ -210,10 +211,14 @@ def trajectory_picture(result: Any, metric: str | None = None, variant: str | No
     axes.fill_between(day, low, high, color=BLUE, alpha=0.18, linewidth=0, label="valid on every day")
     axes.plot(day, effect, color=BLUE, linewidth=1.8, marker="o" if len(told) < 40 else None, markersize=3, label=told["variant"].iloc[0])
     axes.axhline(0, color=GREY, linewidth=1.2, linestyle="--")
+    gate = f"guardrail.{told['metric'].iloc[0]}"
+    for bar in {v.threshold for v in getattr(result, "verdicts", ()) if v.gate == gate and v.threshold and v.details.get("variant") == told["variant"].iloc[0]}:
+        axes.axhline(factor * bar, color=ORANGE, linewidth=1.3, linestyle="-.", label="as much worse as is allowed")
     decided = told[told["day"] == result.decided_on] if result.decided_on else told.head(0)
     if len(decided): axes.axvline(decided["since_start"].iloc[0] + 1, color=GREEN, linestyle=":", linewidth=1.6, label=f"decided on {result.decided_on}")
     spread = factor * float(np.nanmax(np.abs(told[["low", "high"]].astype(float).iloc[len(told) // 3])))
-    axes.set_ylim(-2.5 * spread, 2.5 * spread)   # the first bands are wide and would flatten all that follows
+    far = 1.15 * factor * max((abs(v.threshold) for v in getattr(result, "verdicts", ()) if v.gate == gate and v.threshold), default=0.0)
+    axes.set_ylim(-max(far, 2.5 * spread), max(far, 2.5 * spread))   # the first bands are wide and would flatten all that follows
     return finished(figure, axes)
 
 
@@ -232,7 +237,47 @@ def day_effect_picture(result: Any, metric: str | None = None, variant: str | No
         axes.errorbar(day[some], effect[some], half, fmt=sign, color=colour, markersize=4.5, linewidth=1.4, label=name)
     axes.axhline(0, color=GREY, linewidth=1.2, linestyle="--")
     axes.axhline(factor * float(rows["effect"].iloc[-1]), color=GREEN, linewidth=1.3, linestyle=":", label="all days together")
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)   # above: every place within may hold a bar
+    return figure
+
+
+def ratio_picture(result: Any) -> Any:
+    "The share of the units so far that fell to each variant other than the control, by day, and what the check of the sample ratio says; of one metric."
+    rows = getattr(result, "trajectory", pd.DataFrame())
+    if rows.empty or "variant_units" not in rows: return "no units can be drawn yet"
+    figure, axes = blank("day of the experiment", "units so far (% of variant and control)")
+    rows = rows[rows["metric"] == ("error_rate" if (rows["metric"] == "error_rate").any() else rows["metric"].iloc[0])]   # known for all who came
+    for (name, mine), colour in zip(rows.groupby("variant", sort=False), (BLUE, ORANGE, GREEN, "#785ef0", GREY), strict=False):
+        n, k = mine["units"].where(mine["units"] > 0), mine["variant_units"]
+        half = 196 * np.sqrt(k / n * (1 - k / n) / n)
+        axes.errorbar(mine["since_start"] + 1, 100 * k / n, half, color=colour, marker="o", markersize=3.5, linewidth=1.6, elinewidth=1, label=name)
+    check = next((v for v in getattr(result, "verdicts", ()) if v.gate == "sample_ratio"), None)
+    if check:
+        shares = check.details.get("shares", {})
+        for name in set(rows["variant"]) & set(shares):
+            pair = shares[name] + shares[next(iter(shares))]    # the control comes first
+            axes.axhline(100 * shares[name] / pair, color=GREY, linewidth=1.2, linestyle="--")
+        axes.set_title(f"sample ratio {check.phase}, p = {check.figure:.3g} (alarm below {check.threshold:g})", fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3)
+    return figure
+
+
+def latency_picture(result: Any, metric: str | None = None) -> Any:
+    "A percentile of latency by day in each variant, with bands valid on every day; the first that was measured by default."
+    rows = getattr(result, "trajectory", pd.DataFrame())
+    if "value_low" not in rows or rows["value_low"].isna().all(): return "no latency can be drawn yet"
+    rows = rows[rows["value_low"].notna() | rows["metric"].str.startswith("latency")]
+    rows = rows[rows["metric"] == (metric or rows["metric"].iloc[0])]
+    if rows.empty: raise InvalidInput(f"the trajectory has no metric {metric!r}")
+    figure, axes = blank("day of the experiment", f"{rows['metric'].iloc[0]} (ms)")
+    first = rows[rows["variant"] == rows["variant"].iloc[0]]
+    courses = [("control", first, "control"), *((v, mine, "value") for v, mine in rows.groupby("variant", sort=False))]
+    for (name, mine, column), colour in zip(courses, (GREY, BLUE, ORANGE, GREEN, "#785ef0"), strict=False):
+        day, band = mine["since_start"] + 1, [mine[f"{column}_{end}"].where(np.isfinite(mine[f"{column}_{end}"])) for end in ("low", "high")]
+        axes.fill_between(day, *band, color=colour, alpha=0.16, linewidth=0)
+        axes.plot(day, mine[column], color=colour, linewidth=1.7, marker="o" if len(mine) < 40 else None, markersize=3, label=name)
     return finished(figure, axes)
+
 
 # %% ../nbs/lib/708_plots.ipynb #2bf72920
 SIGNS = {"start": ("o", BLUE), "advance": ("^", GREEN), "finish": ("*", GREEN), "hold": ("s", GREY), "pause": ("s", GREY), "ask": ("D", ORANGE),

@@ -44,6 +44,7 @@ class ABTestResult(Record):
     decided_on: str | None = None    # the first day whose figures gave the same verdict
     faults: dict = field(default_factory=dict)    # what was left out or put together, by what is wrong with it
     days: tuple[dict, ...] = field(default=(), repr=False)   # rows of the trajectory
+    notes: tuple[str, ...] = ()      # how it was calculated, in sentences
 
     def __str__(self) -> str: return f"{self.name}: {self.status}, {f'{self.winner} won' if self.winner else 'no winner'}; {self.reason}"
 
@@ -54,9 +55,12 @@ class ABTestResult(Record):
 
     @property
     def trajectory(self) -> pd.DataFrame:
-        """Columns day, since_start, metric, variant, units, value, control, effect, low, high, p, srm, cumulative to each day's end; perhaps today, today_low
-        and today_high, the effect of that day alone with an ordinary 95 % interval."""
-        return pd.DataFrame(list(self.days))
+        """Columns day, since_start, metric, variant, units, variant_units, control_units, value, control, effect, low, high, p, srm, cumulative to each day's
+        end; perhaps today, today_low, today_high, the effect of that day alone with an ordinary 95 % interval; of percentiles value_low, …, control_high."""
+        rows, words = pd.DataFrame(list(self.days)), ("day", "metric", "variant", "units", "variant_units", "control_units")
+        if rows.empty: return rows
+        order = ["day", "since_start", *words[1:], "value", "control", "effect", "low", "high", "p", "srm"]
+        return rows[[*order, *sorted(set(rows.columns) - set(order))]].astype({c: float for c in rows.columns if c not in words})
 
     @property
     def effects(self) -> pd.DataFrame:
@@ -69,7 +73,8 @@ class ABTestResult(Record):
     @classmethod
     def from_dict(cls, d: Mapping) -> "ABTestResult":
         verdicts, days = tuple(Verdict.from_dict(v) for v in d.get("verdicts", ())), tuple(d.get("days", ()))
-        return cls(**{**d, "interval": tuple(d["interval"]) if d.get("interval") else None, "verdicts": verdicts, "days": days})
+        pair = tuple(d["interval"]) if d.get("interval") else None
+        return cls(**{**d, "interval": pair, "verdicts": verdicts, "days": days, "notes": tuple(d.get("notes", ()))})
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #32124fe6
 SRM_ALARM = 0.001
@@ -81,7 +86,7 @@ def ratio_verdict(units: Mapping[str, int], shares: Mapping[str, float], p: floa
     seen = ", ".join(f"{n} {units.get(n, 0):,} for {s:g} %" for n, s in shares.items())
     phase, word = (Phase.PASSED, "compatible with") if p >= SRM_ALARM else (Phase.FAILED, "not compatible with")
     reason = f"units {seen}: {word} the promised shares (p = {p:.3g}, alarm below {SRM_ALARM:g})"
-    return Verdict("sample_ratio", phase, reason, p, threshold=SRM_ALARM, rows=sum(units.values()))
+    return Verdict("sample_ratio", phase, reason, p, threshold=SRM_ALARM, rows=sum(units.values()), details={"shares": dict(shares)})
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #2fe531fa
 def concluded(ratio: Verdict, verdicts: Mapping[str, Sequence[Verdict]], control: str, better: str = "more") -> tuple[str | None, str, str]:
@@ -105,6 +110,7 @@ class Series:
     value: np.ndarray
     variance: np.ndarray
     today: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    band: tuple[np.ndarray, np.ndarray] | None = None    # of a percentile: its own (low, high)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ class Looks:
     series: dict[tuple[str, str], Series]
     shares: dict[str, bool]          # measure -> lies between 0 and 1
     explained: dict[str, float]      # measure -> share of the variance that the figure from before took away
+    known: dict[tuple[str, str], Path] = field(default_factory=dict)   # paths that do not come from means
 
 
 def floored(value: np.ndarray, variance: np.ndarray, n: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -156,10 +163,10 @@ def arm_names(given: Any, control: str | None, expected: Sequence[str] | None, m
     return (first, *(n for n in names if n != first))
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #af79c508
-def number(value: float, share: bool, signed: bool = False) -> str:
+def number(value: float, share: bool, signed: bool = False, unit: str = "") -> str:
     "A figure as text, a share in percentage points."
     if not math.isfinite(value): return "unknown"
-    return (f"{value * 100:+.2f}" if signed else f"{value * 100:.2f} %") if share else f"{value:{'+' if signed else ''}.4g}"
+    return (f"{value * 100:+.2f}" if signed else f"{value * 100:.2f} %") if share else f"{value:{'+' if signed else ''}.4g}{' ' + unit if unit else ''}"
 
 
 def told(looks: Looks, m: Measure, variant: str, path: Path, at: int, corrected: float | None = None, alpha: float = 0.05) -> Verdict:
@@ -173,9 +180,9 @@ def told(looks: Looks, m: Measure, variant: str, path: Path, at: int, corrected:
     words = ("not worse by more than", "worse by more than", "not shown to be worse by no more than")
     if m.priority != "guardrail": words = ("better", "worse", "neither shown better nor worse")
     word = words[(Phase.PASSED, Phase.FAILED, Phase.INCONCLUSIVE).index(phase)]
-    word += f" the allowed {number(m.margin, share)}" if m.priority == "guardrail" else " than the control (threshold 0)"
-    points = f"{number(effect, share, True)}{' points' if share else ''} ({number(low, share, True)} to {number(high, share, True)}, "
-    reason = (f"{m.name} of {variant} is {number(new.value[at], share)} against {number(old.value[at], share)}: {points}"
+    word += f" the allowed {number(m.margin, share, unit=m.unit)}" if m.priority == "guardrail" else " than the control (threshold 0)"
+    points = f"{number(effect, share, True, m.unit)}{' points' if share else ''} ({number(low, share, True)} to {number(high, share, True)}, "
+    reason = (f"{m.name} of {variant} is {number(new.value[at], share, unit=m.unit)} against {number(old.value[at], share, unit=m.unit)}: {points}"
               f"{new.n[at]:,.0f} and {old.n[at]:,.0f} units), {word}" + (f", corrected p = {corrected:.3g}" if corrected is not None else ""))
     details = {"variant": variant, "p": float(path.p[at])} | ({"adjusted_p": float(corrected)} if corrected is not None else {})
     sign = 1 if m.better == "more" else -1
@@ -186,6 +193,9 @@ def paths_of(looks: Looks, measures: Sequence[Measure], alpha: float, tight_at: 
     "(measure, variant) -> path against the control; the error probability is shared by the variants."
     control, rivals, out = looks.names[0], looks.names[1:], {}
     for m in measures:
+        if (m.name, rivals[0]) in looks.known:
+            out |= {(m.name, v): looks.known[m.name, v] for v in rivals}
+            continue
         old = looks.series[m.name, control]
         for v in rivals:
             new = looks.series[m.name, v]
@@ -233,15 +243,16 @@ def promised_shares(names: Sequence[str], shares: Mapping[str, float] | None) ->
 
 
 def judged(looks: Looks, measures: Sequence[Measure], shares: Mapping[str, float] | None = None, name: str = "experiment", alpha: float = 0.05,
-           correction: str = "holm", minimum: Any = None, maximum: Any = None, tight_at: float = 5_000, faults: Mapping | None = None) -> ABTestResult:
-    "The result of an experiment from its looks; see `analyze` for the arguments."
+           correction: str = "holm", minimum: Any = None, maximum: Any = None, tight_at: float = 5_000, faults: Mapping | None = None,
+           checks: Sequence[Verdict] = ()) -> ABTestResult:
+    "The result of an experiment from its looks; see `analyze` for the arguments. `checks`: besides the sample ratio, what must hold for a comparison."
     alpha, least, most = checked_alpha(alpha), days_in(minimum, "minimum") or 0.0, days_in(maximum, "maximum")
     promised, control = promised_shares(looks.names, shares), looks.names[0]
     paths = paths_of(looks, measures, alpha, tight_at)
     ratios = ratio_path(looks.units, list(promised.values()))
     if len(looks.labels) == 1: ratios = np.array([srm_test(looks.units[0], list(promised.values()))])
     ratio, found, secondary = verdicts_at(looks, measures, paths, ratios, promised, -1, alpha, correction)
-    winner, status, reason = concluded(ratio, found, control, measures[0].better)
+    winner, status, reason = concluded(next((c for c in checks if not c.passed), ratio) if ratio.passed else ratio, found, control, measures[0].better)
     took = float(looks.since[-1]) + 1
     if ratio.passed and (took < least or (winner is None and most is not None and took < most)):
         reason, winner, status = f"day {took:g} of {'at least ' + format(least, 'g') if took < least else format(most, 'g')}; so far: {reason}", None, "running"
@@ -249,8 +260,8 @@ def judged(looks: Looks, measures: Sequence[Measure], shares: Mapping[str, float
     sign = 1 if measures[0].better == "more" else -1
     best = found[winner if winner in found else max(found, key=lambda n: sign * found[n][0].figure if math.isfinite(found[n][0].figure) else -math.inf)][0]
     return ABTestResult(name, "", status, winner, reason, best.figure, (best.low, best.high), ratio.figure, figures(looks, measures),
-                        (ratio, *(v for vs in found.values() for v in vs), *secondary), looks.labels[0], "", looks.labels[-1], since, dict(faults or {}),
-                        trajectory_rows(looks, measures, paths, ratios))
+                        (ratio, *checks, *(v for vs in found.values() for v in vs), *secondary), looks.labels[0], "", looks.labels[-1], since,
+                        dict(faults or {}), trajectory_rows(looks, paths, ratios))
 
 # %% ../../nbs/lib/518_ml.experimentation_results.ipynb #60e66605
 def figures(looks: Looks, measures: Sequence[Measure]) -> dict:
@@ -259,7 +270,7 @@ def figures(looks: Looks, measures: Sequence[Measure]) -> dict:
             | {f"{m} known before": share for m, share in looks.explained.items()} for j, v in enumerate(looks.names)}
 
 
-def trajectory_rows(looks: Looks, measures: Sequence[Measure], paths: Mapping, ratios: np.ndarray) -> tuple[dict, ...]:
+def trajectory_rows(looks: Looks, paths: Mapping, ratios: np.ndarray) -> tuple[dict, ...]:
     "The rows of `ABTestResult.trajectory`."
     rows = []
     for (metric, variant), path in paths.items():
@@ -270,7 +281,9 @@ def trajectory_rows(looks: Looks, measures: Sequence[Measure], paths: Mapping, r
         else: alone = half = None
         for at, label in enumerate(looks.labels):
             row = {"day": label, "since_start": float(looks.since[at]), "metric": metric, "variant": variant, "units": int(new.n[at] + old.n[at])}
-            row |= {"value": float(new.value[at]), "control": float(old.value[at])}
+            row |= {"variant_units": int(new.n[at]), "control_units": int(old.n[at]), "value": float(new.value[at]), "control": float(old.value[at])}
+            for who, s in (("value", new), ("control", old)):
+                if s.band: row |= {f"{who}_low": float(s.band[0][at]), f"{who}_high": float(s.band[1][at])}
             row |= {k: float(getattr(path, k)[at]) for k in ("effect", "low", "high", "p")} | {"srm": float(ratios[at])}
             if alone is not None: row |= {"today": float(alone[at]), "today_low": float(alone[at] - half[at]), "today_high": float(alone[at] + half[at])}
             rows.append(row)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'PRIORITIES', 'BLOCK', 'BATCH', 'SUMS', 'read_parts', 'Measure', 'checked_measures', 'day_of', 'measured',
-           'events', 'unit_lines', 'states_of', 'growth', 'DailySums', 'Tally', 'asked', 'framed', 'daily_sums',
-           'chosen', 'arm_path']
+           'events', 'unit_lines', 'states_of', 'growth', 'DailySums', 'Tally', 'asked', 'asked_densely', 'framed',
+           'daily_sums', 'chosen', 'arm_path']
 
 # %% ../../nbs/lib/516_ml.experimentation_sums.ipynb #4a914243
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +16,9 @@ import ibis
 import numpy as np
 import pandas as pd
 
-from ..drift import as_table
+from ..drift import as_table, opened
 from ..errors import InvalidInput, unknown
+from .experimentation_dense import NotDense, dense_sums
 from ..stats.experiments import Arm
 from ..verdicts import Record
 
@@ -49,6 +50,7 @@ class Measure(Record):
     better: str = "more"             # more, less
     margin: float = 0.0              # of a guardrail: how much worse is allowed, >= 0, in the measure's unit
     before: str | None = None        # a column known before the experiment, constant for a unit
+    unit: str = ""                   # what it is told in, such as ms; a share is told in per cent
 
     @property
     def source(self) -> str: return self.column or self.name
@@ -215,6 +217,20 @@ def asked(table: ibis.Table, measures: Sequence[Measure], timed: bool) -> tuple[
     return days, tally
 
 
+def asked_densely(table: Any, columns: Sequence[str], unit: str, variant: str, measures: Sequence[Measure], time: str | None,
+                  received: str | None = None) -> tuple[np.ndarray, Tally]:
+    "The same where units are whole numbers without many gaps; raises `NotDense` where they are not."
+    if received is not None: raise NotDense("units may have received another variant")
+    if isinstance(table, pd.DataFrame): table = table[list(columns)]
+    days, sums, wrong, ranges = dense_sums(opened(table), unit, variant, time, [(m.source, m.of, m.before) for m in measures])
+    told, tally = np.flatnonzero(sum(found["today_rows"] for found in sums.values()) if sums else np.zeros(len(days))), Tally(measures)
+    for v, found in sums.items():
+        tally.sums[v, days[told[0]]] = {n: a[told] for n, a in found.items() if n != "today_rows"}
+        tally.ranges |= {(v, i): tuple(r) for i, r in enumerate(ranges)}
+    for what, (units, rows, example) in wrong.items(): tally.count(what, rows, units, None if example is None else str(example))
+    return days[told], tally
+
+
 def framed(tally: Tally, days: np.ndarray) -> pd.DataFrame:
     "A row a day and variant, ordered; none where no event has a time."
     found = []
@@ -237,7 +253,10 @@ def daily_sums(table: Any, unit: str, variant: str, metrics: Any, time: str | No
     columns = list(dict.fromkeys([unit, variant, *(n for n in (time, received) if n), *(n for m in measures for n in (m.source, m.before) if n)]))
     found = chosen(table, columns)
     dated = time is not None and not found[time].type().is_numeric()
-    try: days, tally = asked(events(found, unit, variant, measures, time, received, promised or {}), measures, time is not None)
+    seen = events(found, unit, variant, measures, time, received, promised or {})
+    try:
+        try: days, tally = asked_densely(table, columns, unit, variant, measures, time, received)
+        except NotDense: days, tally = asked(seen, measures, time is not None)
     except Exception as e:
         if "onversion" in f"{type(e).__name__} {e}": raise InvalidInput(f"a time cannot be read: {str(e)[:200]}") from e
         raise
