@@ -58,7 +58,7 @@ def small_world(seed: int = 0) -> SmallWorld:
     return SmallWorld(seed, first, second, generate_ads(LATER, LATER, 12_000, seed + 100_003, null=True))
 
 # %% ../nbs/lib/640_gates.ipynb #c6a2ba21
-JUDGED_BY = ("gates", "robustness", "compliance", "release")
+JUDGED_BY = ("gates", "robustness", "compliance", "release", "contracts")
 
 
 def lab_policy(own: ModelPolicy, lab: ModelPolicy) -> dict:
