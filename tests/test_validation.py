@@ -60,7 +60,8 @@ def test_its_own_test_rows_are_the_default_and_small_segments_are_not_judged(ctx
     assert not result.passed and result.suites["fairness"] is Phase.INCONCLUSIVE
     assert any("not judged" in f or "too uncertain" in f for f in result.failures)
     again = ModelValidator(challenger.id, ctx=ctx).validate(ALL, ["performance", "fairness"])
-    assert again == result
+    timeless = [[v for v in r.verdicts if ".latency" not in v.gate] for r in (result, again)]
+    assert timeless[0] == timeless[1] and again.suites == result.suites and again.failures == result.failures
 
 
 def test_a_segment_that_is_served_worse_fails_by_name(ctx, challenger, many):
