@@ -6,7 +6,7 @@
 __all__ = ['LAB', 'FIRST', 'SECOND', 'LATER', 'TODAY', 'ABOUT', 'QUICK', 'JUDGED_BY', 'GATES', 'RANK', 'SmallWorld',
            'small_world', 'lab_policy', 'lab_context', 'SlowAdScore', 'Trial', 'trained', 'tampered', 'trial', 'said',
            'data_gate', 'leakage_gate', 'drift_gate', 'digest_gate', 'suite_gate', 'looked', 'Catch', 'margin',
-           'caught', 'Planted', 'chosen_names', 'planted']
+           'caught', 'Planted', 'chosen_names', 'planted', 'proofs_of', 'proved']
 
 # %% ../nbs/lib/640_gates.ipynb #c8dadfb5
 import tempfile
@@ -24,10 +24,11 @@ from .data import DataPreparer, DataReport
 from .errors import InvalidInput, WithinError, unknown
 from .ml.ad_score import AdScorePredictor
 from .ml.base import Model
+from .ml.catches import Proof, keep_proofs
 from .ml.models import load_model
 from .ml.registry import ModelInfo, ModelRegistry
 from .ml.training import ModelTrainer
-from .ml.validation import JudgedRows, judged_rows, run_suite
+from .ml.validation import CHECKS, JudgedRows, judged_rows, run_suite
 from .policies import SUITES, ModelPolicy
 from .settings import Settings
 from .simulation.ads import generate_ads
@@ -306,3 +307,18 @@ def planted(model: str = LAB, faults: Iterable[str] | None = None, gates: Iterab
     fired = {g: sum(worst(*(v.phase for v in q[g])) is not Phase.PASSED for q in quiet) for g in asked}
     counts = pd.Series([v.gate for q in quiet for g in asked for v in q[g] if not v.passed], dtype=object).value_counts()
     return Planted(model, tuple(found), fired, {str(k): int(n) for k, n in counts.sort_index().items()}, draws, tuple(required), seed)
+
+# %% ../nbs/lib/640_gates.ipynb #4b18320d
+def proofs_of(found: Planted) -> list[Proof]:
+    "A proof for each gate that caught something."
+    of_gate = {g: tuple(c for c in found.checks_fired if c.partition(".")[0] == g) for g in found.gates}
+    return [Proof(g, {c.fault: c.bound for c in found.by(g)}, found.fired[g], found.draws, of_gate[g], "") for g in found.gates if found.by(g)]
+
+
+def proved(found: Planted, ctx: Context | None = None) -> list[str]:
+    "Record the proofs and say what follows, in sentences."
+    ctx = resolve(ctx)
+    entry = keep_proofs(ctx, ctx.policy(found.model), proofs_of(found), CHECKS)
+    said = [f"{name} was not caught by {fault(name).gate}, which should have" for name in found.missed]
+    said += [f"{g} is required and caught nothing: it cannot be relied on under these limits" for g in found.unproved]
+    return [*said, f"recorded as ledger entry {entry.seq}"]

@@ -25,6 +25,7 @@ from ..policies import policy_digest
 from ..snapshots import open_snapshot, open_split
 from ..stats.intervals import group_sums, resampled_means
 from ..verdicts import Phase, Record, Verdict, worst
+from .catches import require_proofs
 from .compliance import compliance_checks
 from .evaluation import ModelEvaluator, answers, outcomes
 from .metrics import METRICS
@@ -264,6 +265,7 @@ class ModelValidator:
         "Run the suites (default: the policy's) on `test_data`, a split or frame (default: the version's own test rows)."
         asked, required = checked_suites(self.policy.gates.suites if validation_suites is None else validation_suites,
                                          self.policy.gates.required_suites if required_suites is None else required_suites)
+        require_proofs(self.ctx, self.policy, required, CHECKS)
         model = self.registry.load(self.info.name, self.info.version)
         rows = judged_rows(self.ctx, self.info, test_data)
         found = {s: run_suite(s, self.ctx, self.info, model, rows) for s in asked}
