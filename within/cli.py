@@ -10,9 +10,9 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'START
            'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids', 'event_add',
            'event_list', 'event_end', 'models_meant', 'decide', 'approve', 'reject', 'packet', 'routed_models',
            'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence', 'ingest', 'register', 'bootstrap',
-           'attempted', 'pipeline_problems', 'gate_problems', 'problems_of', 'check', 'verify', 'changes_of',
-           'backtest', 'gates', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo',
-           'close_default_engine', 'main']
+           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'changes_of', 'backtest', 'gates',
+           'serve', 'up', 'token_issue', 'token_list', 'token_revoke', 'free_home', 'demo', 'close_default_engine',
+           'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -582,26 +582,15 @@ def pipeline_problems(root: Path) -> list[str]:
     return found
 
 
-def gate_problems(ctx: Any) -> list[str]:
-    "Suites that a policy requires and that were never seen to fail under its limits."
-    from within.errors import ConfigError
-    from within.ml.catches import unproved
-    from within.policies import load_policy, models_configured
-    found = []
-    for model in models_configured(ctx.settings.configs):
-        try: found += [f"{ctx.settings.configs / model}.yml: {why}" for why in unproved(load_policy(model, ctx.settings.configs), ctx=ctx)]
-        except ConfigError: pass
-    return found
-
-
 def problems_of(ctx: Any, root: Path) -> list[str]:
     "Everything wrong in configs, sources and pipeline, with file and line."
+    from within.ml.catches import all_unproved
     from within.policies import load_alerts, load_environments, load_policy, models_configured
     from within.sources import load_source
     configs = ctx.settings.configs
     found = [p for m in models_configured(configs) for p in attempted(load_policy, m, configs)]
     found += [*attempted(load_environments, configs), *attempted(load_alerts, configs)]
-    found += gate_problems(ctx)
+    found += all_unproved(ctx)
     found += [p for f in sorted((configs / "sources").glob("*.yml")) for p in attempted(load_source, f)]
     return list(dict.fromkeys([*found, *pipeline_problems(root)]))
 

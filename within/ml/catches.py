@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'LIMITS', 'JUDGED_BY', 'Proof', 'latency_p95', 'out_of_force', 'covered', 'limits_digest', 'code_of',
-           'built_in', 'keep_proofs', 'proof_of', 'unproved', 'require_proofs', 'SeenToFail', 'seen_to_fail']
+           'built_in', 'keep_proofs', 'proof_of', 'unproved', 'all_unproved', 'require_proofs', 'SeenToFail',
+           'seen_to_fail']
 
 # %% ../../nbs/lib/482_ml.catches.ipynb #c4f346cc
+import contextlib
 import hashlib
 import inspect
 import json
@@ -15,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..context import Context
-from ..errors import InvalidInput
+from ..errors import ConfigError, InvalidInput
 from ..ledger import append, entries
-from ..policies import ModelPolicy
+from ..policies import ModelPolicy, load_policy, models_configured
 from ..verdicts import Record
 
 # %% ../../nbs/lib/482_ml.catches.ipynb #32c6632c
@@ -130,6 +132,14 @@ def unproved(policy: ModelPolicy, required: Iterable[str] | None = None, checks:
         why = "nothing records that it has ever failed" if proof is None else covered(proof, policy)
         if why: found.append(f"{policy.model}: gates.required_suites names {suite}, which was never seen to fail like this: {why}; "
                              f"make it stricter, or run `within gates {policy.model}`")
+    return found
+
+
+def all_unproved(ctx: Context) -> list[str]:
+    "The same for every model that is configured, each with its file; a policy that cannot be read is left to others to report."
+    configs, found = ctx.settings.configs, []
+    for model in models_configured(configs):
+        with contextlib.suppress(ConfigError): found += [f"{configs / model}.yml: {why}" for why in unproved(load_policy(model, configs), ctx=ctx)]
     return found
 
 
