@@ -43,15 +43,15 @@ class Proof(Record):
 
 # %% ../../nbs/lib/482_ml.catches.ipynb #b83a3617
 SHIPPED: dict[str, Proof] = {p.gate: p for p in (
-    Proof("data", {"missingness_burst": None, "one_outlier": None}, 3, 3, ("data.missing.ad_content.video_seconds",)),
-    Proof("leakage", {"label_leak": None}, 0, 3),
-    Proof("drift", {"unit_thousand": None, "missingness_burst": None}, 0, 3),
-    Proof("performance", {"target_shift": None, "swapped_classes": None, "stale_join": None, "collapsed_segment": None}, 0, 3),
-    Proof("robustness", {"label_leak": 1.2}, 3, 3, ("robustness.missing",)),
-    Proof("fairness", {"collapsed_segment": 0.38}, 0, 3),
-    Proof("compliance", {"tampered_file": None, "forbidden_column": None}, 0, 3),
-    Proof("integration", {"slow_model": 370.0}, 0, 3),
-    Proof("digest", {"tampered_file": None}, 0, 3))}
+    Proof("data", {"missingness_burst": None, "one_outlier": None}, 5, 5, ("data.missing.ad_content.video_seconds",)),
+    Proof("leakage", {"label_leak": None}, 0, 5),
+    Proof("drift", {"unit_thousand": None, "missingness_burst": None}, 0, 5),
+    Proof("performance", {"target_shift": None, "swapped_classes": None, "stale_join": None, "collapsed_segment": None}, 0, 5),
+    Proof("robustness", {"label_leak": 1.2}, 5, 5, ("robustness.missing",)),
+    Proof("fairness", {"collapsed_segment": 0.38}, 0, 5),
+    Proof("compliance", {"tampered_file": None, "forbidden_column": None}, 0, 5),
+    Proof("integration", {"slow_model": 380.0}, 0, 5),
+    Proof("digest", {"tampered_file": None}, 0, 5))}
 
 # %% ../../nbs/lib/482_ml.catches.ipynb #f7099d95
 def latency_p95(policy: ModelPolicy) -> float:
