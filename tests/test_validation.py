@@ -1,4 +1,4 @@
-"""Validation suites: what passes, what fails, and that broken, unknown and unfinished checks never pass."""
+"""Validation suites: what passes, what fails, and that broken and unknown checks never pass."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_good_model_passes_on_enough_rows(ctx, challenger, many):
     result = ModelValidator(challenger.id, ctx=ctx).validate(ALL, ["performance", "fairness"], test_data=many)
     assert result.passed and result.status is Phase.PASSED and not result.failures, result.failures
     others = {s: p for s, p in result.suites.items() if p is not Phase.PASSED}
-    assert others == {"robustness": Phase.FAILED, "compliance": Phase.FAILED, "integration": Phase.INCONCLUSIVE}
+    assert others == {"robustness": Phase.FAILED, "compliance": Phase.FAILED}
     gates = {v.gate: v for v in result.verdicts}
     shaken = {g.partition(".")[2]: v.phase for g, v in gates.items() if g.startswith("robustness")}   # it leans on every value being there
     assert shaken == {"noise": Phase.PASSED, "missing": Phase.FAILED, "category_typos": Phase.PASSED, "units": Phase.PASSED}
@@ -60,7 +60,8 @@ def test_its_own_test_rows_are_the_default_and_small_segments_are_not_judged(ctx
     assert not result.passed and result.suites["fairness"] is Phase.INCONCLUSIVE
     assert any("not judged" in f or "too uncertain" in f for f in result.failures)
     again = ModelValidator(challenger.id, ctx=ctx).validate(ALL, ["performance", "fairness"])
-    assert again == result
+    timeless = [[v for v in r.verdicts if ".latency" not in v.gate] for r in (result, again)]
+    assert timeless[0] == timeless[1] and again.suites == result.suites and again.failures == result.failures
 
 
 def test_a_segment_that_is_served_worse_fails_by_name(ctx, challenger, many):
@@ -95,11 +96,6 @@ def test_robustness_and_compliance_can_be_required_and_then_decide(ctx, challeng
     result = ModelValidator(challenger.id, ctx=ctx).validate(["robustness", "compliance"], ["robustness", "compliance"], test_data=many)
     assert not result.passed and result.status is Phase.FAILED
     assert [f.partition(":")[0] for f in result.failures] == ["robustness", "compliance"] and "5% of the values missing" in result.failures[0]
-
-
-def test_a_suite_that_is_not_built_can_be_required_and_is_not_passed(ctx, challenger, many):
-    result = ModelValidator(challenger.id, ctx=ctx).validate(["performance", "integration"], ["performance", "integration"], test_data=many)
-    assert not result.passed and result.status is Phase.INCONCLUSIVE and "not built" in result.failures[-1]
 
 
 @pytest.mark.parametrize(("suites", "required", "says"), [

@@ -13,8 +13,8 @@ __all__ = ['EPILOG', 'KINDS_HELP', 'REVIEW_HELP', 'EVENT_HELP', 'app', 'audit', 
            'take_back', 'unfence', 'list_alerts', 'acknowledge_alert', 'try_channel', 'monitor', 'ingest', 'register',
            'bootstrap', 'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build',
            'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'say_replay',
-           'replay', 'diff', 'changes_of', 'backtest', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
-           'free_home', 'demo', 'close_default_engine', 'main']
+           'replay', 'diff', 'changes_of', 'backtest', 'gates', 'serve', 'up', 'token_issue', 'token_list',
+           'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -775,12 +775,14 @@ def pipeline_problems(root: Path) -> list[str]:
 def problems_of(ctx: Any, root: Path) -> list[str]:
     "Everything wrong in configs, sources and pipeline, with file and line."
     from within.alerts import channel_problems
+    from within.ml.catches import all_unproved
     from within.policies import load_alerts, load_environments, load_policy, models_configured
     from within.sources import load_source
     configs = ctx.settings.configs
     found = [p for m in models_configured(configs) for p in attempted(load_policy, m, configs)]
     found += [*attempted(load_environments, configs), *attempted(load_alerts, configs)]
     found += channel_problems(configs) if not found else []
+    found += all_unproved(ctx)
     found += [p for f in sorted((configs / "sources").glob("*.yml")) for p in attempted(load_source, f)]
     return list(dict.fromkeys([*found, *pipeline_problems(root)]))
 
@@ -903,6 +905,21 @@ def backtest(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     print_table(("strategy", "retrainings", "RMSE", "squared error, retrainings paid"), strategies)
     print_table(("trigger", "first fired", "days fired", "days unclear"), [tuple(r) for r in result.firings().reset_index().values.tolist()])
     typer.echo(f"{result.sentence}\npage: {write_backtest(ctx, result)}")
+
+# %% ../nbs/lib/790_cli.ipynb #cbe602e1
+@app.command()
+def gates(model: Annotated[str, typer.Argument(help="Whose policy; the rows are a small world.", autocompletion=completed(model_names))] = "ad_score_predictor",
+          draws: Annotated[int, typer.Option(min=1, max=1000, help="Worlds without a fault, for the rate of false alarms.")] = 5) -> None:
+    "Plant faults and show which gate catches which; exit 1 when a required gate catches nothing. Takes minutes."
+    from within.gates import planted, proved
+    ctx = open_context()
+    found = planted(model, draws=draws, ctx=ctx, progress=lambda what: typer.echo(f"  {what}", err=True))
+    table = found.table().fillna("")
+    print_table(("gate", *table.columns), [(g, *row) for g, row in zip(table.index, table.to_numpy(), strict=True)], f"{model}: gate by fault")
+    for line in (*found.lines(), *proved(found, ctx)): typer.echo(line)
+    raise typer.Exit(0 if found.passed else 1)
+
+
 
 # %% ../nbs/lib/790_cli.ipynb #55448633
 @app.command()

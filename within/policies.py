@@ -7,9 +7,10 @@ __all__ = ['Share', 'Percentage', 'Duration', 'Dates', 'Name', 'Count', 'Seed', 
            'ARTIFACTS', 'RULES', 'REVIEWS', 'Policy', 'TriggerPolicy', 'FeaturePolicy', 'MinimumPolicy',
            'TrainingPolicy', 'TrainingResources', 'SearchPolicy', 'Limit', 'GatePolicy', 'RobustnessPolicy',
            'CompliancePolicy', 'RollbackTrigger', 'ShadowPolicy', 'MetricPolicy', 'ExperimentPolicy', 'RolloutPolicy',
-           'ResourcePolicy', 'ReleasePolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml', 'validated',
-           'load_policy', 'models_configured', 'policy_digest', 'adjusted', 'BatchingPolicy', 'EnvironmentPolicy',
-           'Environments', 'QuietHours', 'ChannelPolicy', 'Alerts', 'load_environments', 'load_alerts']
+           'ResourcePolicy', 'ReleasePolicy', 'ContractPolicy', 'MonitoringPolicy', 'ModelPolicy', 'read_yaml',
+           'validated', 'load_policy', 'models_configured', 'policy_digest', 'adjusted', 'BatchingPolicy',
+           'EnvironmentPolicy', 'Environments', 'QuietHours', 'ChannelPolicy', 'Alerts', 'load_environments',
+           'load_alerts']
 
 # %% ../nbs/lib/030_policies.ipynb #d116e1b9
 import hashlib
@@ -241,6 +242,16 @@ class ReleasePolicy(Policy):
     freeze: tuple[Dates, ...] = ()          # nothing is released automatically on these days, first and last included
 
 
+class ContractPolicy(Policy):
+    "What a system that depends on the model's answers relies on."
+    description: str = ""
+    dialect: Literal["v2", "mlflow"] = "v2"          # Open Inference Protocol, or MLflow's /invocations
+    sends: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=10_000)] = ()   # fields, `*` allowed; empty: all
+    reads: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=100)] = ()      # fields of the answer
+    range: Limit = Limit()                           # the answers it can use, in the target's unit
+    latency_p95_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+
+
 class MonitoringPolicy(Policy):
     "What is watched after a release."
     baseline_period: Duration = "7d"
@@ -277,6 +288,7 @@ class ModelPolicy(Policy):
     compliance: CompliancePolicy = CompliancePolicy()
     release: ReleasePolicy = ReleasePolicy()
     monitoring: MonitoringPolicy = MonitoringPolicy()
+    contracts: dict[Name, ContractPolicy] = {}   # by the name of the depending system
     test_suites: dict[Name, tuple[Literal["contract", "latency", "skew", "errors"], ...]] = {"integration": ("contract", "latency", "skew", "errors")}
 
 # %% ../nbs/lib/030_policies.ipynb #79e1d74e

@@ -37,7 +37,7 @@ from ..serving.supervisor import ask_kept, gateway_url, last_lines, memory_bytes
 from ..serving.wire import Frames, alive, ask, frame, host_socket, published
 from ..verdicts import Record
 from ..windows import parse_duration
-from .integration import own_outputs, rows_to_ask
+from .service_checks import own_outputs, rows_to_ask
 from .rollouts import Trigger, triggers_from
 
 # %% ../../nbs/lib/608_ml.placements.ipynb #38573a36

@@ -20,7 +20,7 @@ from ..observations import PredictionLog
 from ..policies import ModelPolicy
 from ..stats.intervals import Interval, group_sums, paired_bootstrap, proportion_interval
 from ..verdicts import Phase, Record, Verdict, plain, shown, worst
-from .integration import quantile_bounds
+from .service_checks import quantile_bounds
 from .rollouts import Observation, Trigger, judge
 
 if TYPE_CHECKING:

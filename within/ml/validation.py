@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKS', 'against_limit', 'resampled', 'JudgedRows', 'frame_of', 'judged_rows', 'later_rows', 'dataset_of',
            'incumbent', 'performance_checks', 'SegmentFigure', 'segment_sums', 'deviations', 'fairness_verdict',
-           'fairness_checks', 'not_built', 'ValidationResult', 'run_suite', 'checked_suites', 'summarised',
-           'ModelValidator']
+           'fairness_checks', 'ValidationResult', 'run_suite', 'checked_suites', 'summarised', 'ModelValidator']
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #5f757f21
 from collections.abc import Callable, Iterable
@@ -22,15 +21,17 @@ from ..clock import parse_time
 from ..context import Context, resolve
 from ..data import instant, roles_for
 from ..errors import InvalidInput, UnknownDataset, unknown
-from ..policies import SUITES, policy_digest
+from ..policies import policy_digest
 from ..snapshots import open_snapshot, open_split
 from ..stats.intervals import group_sums, resampled_means
 from ..verdicts import Phase, Record, Verdict, worst
+from .catches import require_proofs
 from .compliance import compliance_checks
 from .evaluation import ModelEvaluator, answers, outcomes
 from .metrics import METRICS
 from .registry import ModelInfo, ModelRegistry
 from .robustness import robustness_checks
+from .service_checks import integration_checks
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #8d78f8bb
 def against_limit(gate: str, what: str, figure: float, low: float, high: float, least: float | None = None, most: float | None = None,
@@ -204,15 +205,8 @@ def fairness_checks(ctx: Context, info: ModelInfo, model: Any, rows: JudgedRows)
     return verdicts or [Verdict("fairness", Phase.INCONCLUSIVE, why, rows=len(truth))]
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #548df6fc
-def not_built(suite: str) -> Callable:
-    "A suite that can only say that it does not exist yet."
-    def checks(ctx: Context, info: ModelInfo, model: Any, rows: JudgedRows) -> list[Verdict]:
-        return [Verdict(suite, Phase.INCONCLUSIVE, f"the {suite} suite is not built yet; it neither passed nor failed")]
-    return checks
-
-
-CHECKS: dict[str, Callable] = {**{s: not_built(s) for s in SUITES}, "performance": performance_checks,
-                                "robustness": robustness_checks, "fairness": fairness_checks, "compliance": compliance_checks}
+CHECKS: dict[str, Callable] = {"performance": performance_checks, "robustness": robustness_checks, "fairness": fairness_checks,
+                               "compliance": compliance_checks, "integration": integration_checks}
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #eaea32df
 @dataclass(frozen=True)
@@ -271,6 +265,7 @@ class ModelValidator:
         "Run the suites (default: the policy's) on `test_data`, a split or frame (default: the version's own test rows)."
         asked, required = checked_suites(self.policy.gates.suites if validation_suites is None else validation_suites,
                                          self.policy.gates.required_suites if required_suites is None else required_suites)
+        require_proofs(self.ctx, self.policy, required, CHECKS)
         model = self.registry.load(self.info.name, self.info.version)
         rows = judged_rows(self.ctx, self.info, test_data)
         found = {s: run_suite(s, self.ctx, self.info, model, rows) for s in asked}
