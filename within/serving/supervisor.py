@@ -118,7 +118,8 @@ class Host(Child):
 
     def __init__(self, ctx: Context, model: str, version: str, enforcer: Any):
         place = host_socket(ctx.settings.home, model, version)
-        argv = ["within.serving.host", "--model", model, "--version", version, "--socket", str(place)]
+        module = "within.serving.on_ray" if ctx.settings.engine == "ray" else "within.serving.host"
+        argv = [module, "--model", model, "--version", version, "--socket", str(place)]
         super().__init__(ctx, f"host-{model}-{version}", argv)
         self.model, self.version, self.place, self.enforcer = model, version, place, enforcer
         self.bounds, self.role, self.fence = Bounds(1, 4 << 30), ROLES[0], ""
@@ -247,6 +248,8 @@ class Children:
         self.hosts: dict[tuple[str, str], Host] = {}
         self._sockets: dict[str, socket.socket] = {}
         self._leaving: list[tuple[Child, float]] = []
+        own_ray = ctx.settings.engine == "ray" and not os.environ.get("RAY_ADDRESS")
+        self.ray = Child(ctx, "ray", ["within.serving.on_ray", "--head"]) if own_ray else None
 
     def open_gateway(self, environment: str, port: int) -> None:
         "Listen for an environment and have its gateway started; raises `ServingError` when the port is taken."
@@ -280,7 +283,7 @@ class Children:
 
     def end(self) -> None:
         "Stop every child, politely for a second, and leave nothing behind."
-        children = [*self.gateways.values(), *self.hosts.values(), *(c for c, _ in self._leaving)]
+        children = [*self.gateways.values(), *self.hosts.values(), *(c for c, _ in self._leaving), *([self.ray] if self.ray else [])]
         for child in children: child.signal(signal.SIGTERM)
         until = time.monotonic() + 1.0
         while any(c.running for c in children) and time.monotonic() < until: time.sleep(0.02)
@@ -339,6 +342,7 @@ class Supervisor(Children):
     def tend(self) -> None:
         "Start what should run and does not; note what ended; fence what loops."
         now = time.monotonic()
+        if self.ray and (self.hosts or self.ray.running): self.ray.tend(now)
         for gateway in self.gateways.values():
             if gateway.tend(now) and gateway.tries.looping(now): gateway.tries.not_before = now + PROBATION
         for host in self.hosts.values():
