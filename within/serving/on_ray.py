@@ -6,7 +6,8 @@
 __all__ = ['PLENTY_OF_CORES', 'PLENTY_OF_MEMORY', 'STORE', 'QUIET', 'LEASE', 'BEAT', 'TRIES', 'PATIENCE', 'settings_for',
            'Served', 'blank', 'look_after', 'address_file', 'published_ray', 'publish_ray', 'left_of', 'end_session',
            'with_mourner', 'ray_folder', 'variables_of', 'start_ray', 'imported_ray', 'head', 'close_head',
-           'application_name', 'parts', 'Front', 'FrontProtocol', 'joined', 'attend', 'run_front', 'main']
+           'applications_of', 'parts', 'Front', 'FrontProtocol', 'joined', 'beat', 'too_large', 'follow_store',
+           'run_front', 'main']
 
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #2a3bed7c
 import argparse
@@ -17,8 +18,8 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,8 +30,10 @@ import psutil
 
 from ..context import Context
 from ..errors import ServingError
-from .bounds import bounds_of, spent_by
+from .bounds import Bounds, bounds_of, spent_by
 from .host import HostProtocol, hello, listen, predict_each
+from .restarts import Tries, set_fence
+from .supervisor import Note, write_down
 from .wire import alive, die_with, frame, runtime_folder
 
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #65e734ed
@@ -46,7 +49,8 @@ class Served:
 
     def __init__(self, settings: Mapping[str, Any], model: str, version: str, memory: int, application: str, lease: float | None = None): # memory: bytes
         from within.ml.registry import ModelRegistry
-        self.model = ModelRegistry(Context.open(**settings)).load(model, version)
+        self.ctx = Context.open(**settings)
+        self.model = ModelRegistry(self.ctx).load(model, version)
         self.greeting = hello(self.model, model, version)
         predict_each(self.model, [blank(self.greeting)])
         self.heard = time.monotonic()
@@ -74,8 +78,9 @@ def look_after(served: Any, memory: int, application: str, lease: float | None) 
     while True:
         time.sleep(0.2)
         if (size := spent_by(os.getpid()).memory) > memory:
-            print(f"{size / (1 << 20):,.0f} MiB resident, bound {memory / (1 << 20):,.0f} MiB", flush=True)
-            os._exit(1)
+            why = f"{size / (1 << 20):,.0f} MiB resident, bound {memory / (1 << 20):,.0f} MiB"
+            try: write_down(served.ctx, Note("ended", served.greeting["model"], served.greeting["version"], why, size, serious=True), actor="replica")
+            finally: os._exit(1)
         if lease is not None and time.monotonic() - served.heard > lease:
             from ray import serve
             served.heard = time.monotonic()
@@ -117,8 +122,8 @@ def end_session(session: int, but: set[int], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def with_mourner() -> None:
-    "Begin a session of processes that ends with this one."
+def with_mourner(folder: Path) -> None:
+    "Begin a session of processes that ends with this one, and their folder too."
     os.setsid()
     head, (reading, writing) = os.getpid(), os.pipe()
     if os.fork():
@@ -128,6 +133,7 @@ def with_mourner() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
     os.read(reading, 1)
     end_session(head, {os.getpid()})
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #d1eb4e3b
@@ -135,9 +141,12 @@ PLENTY_OF_CORES, PLENTY_OF_MEMORY, STORE = 1 << 12, 1 << 46, 100 << 20  # declar
 
 
 def ray_folder(home: Path) -> Path:
-    "A folder for a Ray's sockets, whose paths must be short."
+    "A folder (0700) for a Ray's sockets, whose paths must be short."
     found = runtime_folder(home, make=True) / "ray"
-    return found if len(str(found)) < 45 else Path(tempfile.mkdtemp(prefix="within-ray-", dir="/tmp"))
+    if len(str(found)) >= 45: found = Path("/tmp") / f"{found.parent.name}-ray"
+    found.mkdir(mode=0o700, exist_ok=True)
+    if found.lstat().st_uid != os.getuid() or not found.is_dir(): raise ServingError(f"{found} is not a folder of this user; remove it")
+    return found
 
 
 def variables_of(secret: str) -> dict[str, str]:
@@ -170,7 +179,7 @@ def imported_ray() -> Any:
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #bf6db8ab
 def head(home: Path) -> None:
     "The process of a home's own Ray: it lives as long as Ray's two main processes do."
-    with_mourner()
+    with_mourner(ray_folder(home))
     body = start_ray(home)
     signal.signal(signal.SIGTERM, lambda *_: close_head(0))
     publish_ray(home, body)
@@ -191,9 +200,9 @@ def close_head(code: int) -> None:
 LEASE, BEAT, TRIES, PATIENCE = 120.0, 5.0, 2, 2.5  # seconds, seconds, asked so often, seconds for a sign of life
 
 
-def application_name(home: Path, model: str, version: str) -> str:
-    "Several homes may share a cluster."
-    return f"within-{hashlib.sha256(os.fsencode(Path(home).resolve())).hexdigest()[:12]}-{model}-{version}"
+def applications_of(home: Path, model: str, version: str) -> str:
+    "What the names of a version's applications begin with; several homes may share a cluster."
+    return f"within-{hashlib.sha256(os.fsencode(Path(home).resolve())).hexdigest()[:12]}-{model}@{version}@"
 
 
 def parts(records: Sequence, count: int) -> list[Sequence]:
@@ -208,26 +217,46 @@ class Front:
 
     def __init__(self, ctx: Context, model: str, version: str, own: bool): # own: on the home's own Ray, which ends with us
         self.ctx, self.model, self.version, self.own = ctx, model, version, own
-        self.name, self.bounds, self.handle = application_name(ctx.settings.home, model, version), bounds_of(ctx, model, version), None
+        self.prefix, self.bounds = applications_of(ctx.settings.home, model, version), bounds_of(ctx, model, version)
+        self.made, self.name, self.handle = 0, "", None
 
-    def deploy(self) -> None:
-        "Run the version as its bounds say, now or anew; returns when all replicas are up, raises what Serve raises."
+    def deploy(self, bounds: Bounds | None = None) -> None:
+        "Run the version as its bounds say; returns when all replicas are up, raises what Serve raises. Until then whoever answered before goes on."
         from ray import serve
-        options = {"num_cpus": self.bounds.cores, "memory": self.bounds.memory}
-        made = serve.deployment(Served).options(name="version", num_replicas=self.bounds.replicas, ray_actor_options=options, max_ongoing_requests=16,
+        wanted, before = bounds or self.bounds, self.name
+        same = before and (wanted.cores, wanted.memory) == (self.bounds.cores, self.bounds.memory)
+        self.made += not same
+        name = f"{self.prefix}{self.made}"
+        options = {"num_cpus": wanted.cores, "memory": wanted.memory}
+        made = serve.deployment(Served).options(name="version", num_replicas=wanted.replicas, ray_actor_options=options, max_ongoing_requests=16,
                                                 max_constructor_retry_count=1, graceful_shutdown_timeout_s=2, graceful_shutdown_wait_loop_s=0.1,
                                                 health_check_period_s=1, logging_config=QUIET)
-        asked = (settings_for(self.ctx), self.model, self.version, self.bounds.memory, self.name, None if self.own else LEASE)
-        self.handle = serve.run(made.bind(*asked), name=self.name, route_prefix=None)
+        asked = (settings_for(self.ctx), self.model, self.version, wanted.memory, name, None if self.own else LEASE)
+        self.handle, self.bounds, self.name = serve.run(made.bind(*asked), name=name, route_prefix=None), wanted, name
+        if before and not same: serve.delete(before, _blocking=False)
+
+    def clear(self, blocking: bool = False) -> None:
+        "Delete the version's applications, also those of a front that was killed."
+        from ray import serve
+        for name in serve.status().applications:
+            if name.startswith(self.prefix): serve.delete(name, _blocking=blocking)
 
     async def answer(self, message: Mapping) -> dict:
         "What a host would say to a frame."
         if "ping" in message:
-            await asyncio.wait_for(self.handle.ping.remote(), PATIENCE)
+            try: await asyncio.wait_for(self.handle.ping.remote(), PATIENCE)
+            except Exception:
+                if not await asyncio.to_thread(self.recovering): raise
             return {"pong": message["ping"]}
         found = await asyncio.gather(*(self.predicted(p) for p in parts(message["records"], self.bounds.replicas)))
         outputs, errors = [o for each, _ in found for o in each], [e for _, each in found for e in each]
         return {"id": message["id"], "outputs": outputs, **({"errors": errors} if any(errors) else {})}
+
+    def recovering(self) -> bool:
+        "Whether Serve is about to bring back a replica that is gone."
+        from ray import serve
+        running = serve.status().applications[self.name].deployments["version"].replica_states
+        return running.get("RUNNING", 0) < self.bounds.replicas
 
     async def predicted(self, records: Sequence[Mapping]) -> tuple[list[float | None], list[str | None]]:
         "One part, from any replica."
@@ -278,35 +307,50 @@ async def joined(home: Path) -> dict | None:
     return own
 
 
-async def attend(front: Front, own: Mapping | None) -> None:
-    "Keep the replicas in word, and their number and bounds as the store says; ends this process with its Ray."
+async def beat(front: Front, own: Mapping | None) -> None:
+    "Keep the replicas in word, and end with the home's own Ray."
     while True:
         await asyncio.sleep(BEAT)
         if own and not alive(own["pid"]): os.kill(os.getpid(), signal.SIGKILL)  # whoever ended Ray, it is no fault of this version
         if not own: front.handle.broadcast("ping")
-        with contextlib.suppress(Exception):  # a store that is locked for a moment
-            if (fresh := await asyncio.to_thread(bounds_of, front.ctx, front.model, front.version)) != front.bounds:
-                print(f"now {fresh.replicas} replicas of {fresh}", flush=True)
-                front.bounds = fresh
-                await asyncio.to_thread(front.deploy)
+
+
+def too_large(ctx: Context, model: str, version: str) -> list[str]:
+    "Why processes of a version were ended so far."
+    return [r["labels"]["reason"] for r in ctx.store.observations(f"host:{model}@{version}", "host_ended")]
+
+
+async def follow_store(front: Front) -> None:
+    "Deploy anew when the bounds changed; fence a version whose replicas are too large again and again."
+    ctx, asked, seen, tries = front.ctx, (front.model, front.version), None, Tries(front.ctx.seed, front.prefix)
+    while True:
+        await asyncio.sleep(BEAT)
+        try:
+            ends, fresh = await asyncio.to_thread(too_large, ctx, *asked), await asyncio.to_thread(bounds_of, ctx, *asked)
+            for why in ends[len(ends) if seen is None else seen:]: tries.ended(time.monotonic(), why)
+            seen = len(ends)
+            if tries.looping(time.monotonic()):
+                await asyncio.to_thread(set_fence, ctx, *asked, f"{tries.ends} ends within 10 minutes, the last: {tries.last}", "front")
+                tries.forgive()
+            if fresh != front.bounds: await asyncio.to_thread(front.deploy, fresh)
+        except Exception as e: print(f"the store is not followed: {type(e).__name__}: {str(e)[:200]}", flush=True)  # it may be locked for a moment
 
 
 async def run_front(ctx: Context, model: str, version: str, path: Path) -> None:
     "Answer on the socket until told to end."
     loop, ending, own = asyncio.get_running_loop(), asyncio.Event(), await joined(ctx.settings.home)
-    from ray import serve
     for number in (signal.SIGTERM, signal.SIGINT): loop.add_signal_handler(number, ending.set)
     front = Front(ctx, model, version, own is not None)
-    if front.name in serve.status().applications: await asyncio.to_thread(serve.delete, front.name)  # of a front that was killed
+    await asyncio.to_thread(front.clear, True)
     await asyncio.to_thread(front.deploy)
     greeting = await front.handle.hello.remote()
     await front.answer({"id": 0, "records": [blank(greeting)]})
     print(f"{model} {version} loaded by {front.bounds.replicas} replicas", flush=True)
     async with await listen(lambda: FrontProtocol(front.answer, greeting), path):
-        attending = loop.create_task(attend(front, own))
+        tasks = [loop.create_task(beat(front, own)), loop.create_task(follow_store(front))]
         await ending.wait()
-        attending.cancel()
-    serve.delete(front.name, _blocking=False)
+        for task in tasks: task.cancel()
+    front.clear()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -227,7 +227,7 @@ class Note:
     serious: bool = False # for the ledger too
 
 
-def write_down(ctx: Context, note: Note) -> None:
+def write_down(ctx: Context, note: Note, actor: str = "supervisor") -> None:
     "Into the store and the ledger."
     id = f"{note.model}@{note.version}"
     if note.event == "fenced": set_fence(ctx, note.model, note.version, note.reason, by="supervisor")
@@ -236,7 +236,7 @@ def write_down(ctx: Context, note: Note) -> None:
     if note.event == "ended":
         row = {"subject": f"host:{id}", "metric": "host_ended", "value": note.memory, "at": ctx.now(), "labels": {"reason": note.reason}}
         ctx.store.add_observations([row])
-        if note.serious: append(ctx, "host", id, {"event": "ended", "reason": note.reason, "memory": note.memory}, actor="supervisor")
+        if note.serious: append(ctx, "host", id, {"event": "ended", "reason": note.reason, "memory": note.memory}, actor=actor)
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #8e532c69
 class Children:
@@ -643,9 +643,10 @@ os.register_at_fork(after_in_child=lambda: [h.close() for h in (_KEPT.pop(k) for
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #2888a5bf
 def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configured or any free port
                 ready: bool = True, # wait until the routed default versions answer, and for a while until the others do
-                seconds: float = 60.0) -> str:
+                seconds: float | None = None) -> str: # to wait; None: a minute, and five on Ray, which may have to be started first
     "The address of the environment's gateway, started when it is not running; raises `ServingError` with the reason."
     ask_kept(ctx, {"want": checked_name("environment", environment), "port": port})
+    seconds = (300.0 if ctx.settings.engine == "ray" else 60.0) if seconds is None else seconds
     until, said = time.monotonic() + seconds, "it has not published an address"
     while time.monotonic() < until:
         if place := published(ctx.settings, environment):
