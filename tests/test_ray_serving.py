@@ -137,9 +137,18 @@ def test_changed_bytes_are_never_served(served):
     test_serving.test_changed_bytes_are_never_served(served)
 
 
-def test_a_killed_supervisor_takes_ray_along_and_is_replaced(served):
-    assert len(running(served.settings.home)) > 8
-    test_serving.test_a_killed_supervisor_takes_its_children_along_and_is_replaced(served)
+def test_a_killed_head_takes_its_ray_along(tmp_path):
+    home = tmp_path / "home"
+    environment = child_environment(Context.open(home=home, engine="ray"))
+    head = subprocess.Popen([sys.executable, "-m", "within.serving.on_ray", "--head", "--parent", str(os.getpid())], env=environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: assert eventually(lambda: any("raylet" in line for line in running(home)), 120) and len(running(home)) > 3
+    finally:
+        head.kill()
+        head.wait()
+    assert not ends(home, 15)
+    (folder := runtime_folder(home)).rmdir()   # nothing is left in it
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("count", ["0", "-1", "1.5", "two", "1001", "²", True, None, 10**30])

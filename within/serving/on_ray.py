@@ -141,11 +141,10 @@ PLENTY_OF_CORES, PLENTY_OF_MEMORY, STORE = 1 << 12, 1 << 46, 100 << 20  # declar
 
 
 def ray_folder(home: Path) -> Path:
-    "A folder (0700) for a Ray's sockets, whose paths must be short."
-    found = runtime_folder(home, make=True) / "ray"
-    if len(str(found)) >= 45: found = Path("/tmp") / f"{found.parent.name}-ray"
-    found.mkdir(mode=0o700, exist_ok=True)
-    if found.lstat().st_uid != os.getuid() or not found.is_dir(): raise ServingError(f"{found} is not a folder of this user; remove it")
+    "This process's own folder (0700) for a Ray's sockets, whose paths must be short."
+    found = runtime_folder(home, make=True) / f"r{os.getpid()}"
+    if len(str(found)) > 42: found = Path("/tmp") / f"{found.parent.name}-{found.name}"
+    found.mkdir(mode=0o700)
     return found
 
 
@@ -154,13 +153,13 @@ def variables_of(secret: str) -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def start_ray(home: Path) -> dict:
+def start_ray(folder: Path) -> dict:
     "Start Ray and Serve in this process's session; what is to be published."
     secret = secrets.token_hex(32)
     os.environ.update(variables_of(secret), RAY_prestart_worker_first_driver="0")
     ray = imported_ray()
     found = ray.init("local", num_cpus=PLENTY_OF_CORES, _memory=PLENTY_OF_MEMORY, object_store_memory=STORE, include_dashboard=False, log_to_driver=False,
-                     logging_level=logging.ERROR, _temp_dir=str(ray_folder(home)))
+                     logging_level=logging.ERROR, _temp_dir=str(folder))
     ray.serve.start(proxy_location="Disabled", logging_config=QUIET)
     return {"address": found.address_info["gcs_address"], "token": secret, "pid": os.getpid()}
 
@@ -179,21 +178,24 @@ def imported_ray() -> Any:
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #bf6db8ab
 def head(home: Path) -> None:
     "The process of a home's own Ray: it lives as long as Ray's two main processes do."
-    with_mourner(ray_folder(home))
-    body = start_ray(home)
-    signal.signal(signal.SIGTERM, lambda *_: close_head(0))
+    with_mourner(folder := ray_folder(home))
+    def end(*_: Any) -> None: close_head(folder, 0)
+    signal.signal(signal.SIGTERM, end)
+    body = start_ray(folder)
+    signal.signal(signal.SIGTERM, end)  # Ray put its own there
     publish_ray(home, body)
     print(f"Ray at {body['address']}", flush=True)
     main_ones = [p for p in psutil.Process().children() if p.name().startswith(("gcs_server", "raylet"))]
     while all(alive(p.pid) for p in main_ones): time.sleep(0.2)
     print("Ray's own processes ended", flush=True)
-    close_head(1)
+    close_head(folder, 1)
 
 
-def close_head(code: int) -> None:
-    "End this session of processes now, the mourner last."
+def close_head(folder: Path, code: int) -> None:
+    "End this session of processes now, and this one, with the mourner as the last."
     me = os.getpid()
     end_session(me, {me, *(p.pid for p in psutil.Process().children() if p.cmdline() == psutil.Process().cmdline())}, 3.0)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(code)
 
 # %% ../../nbs/lib/457_serving.on_ray.ipynb #b16eabd2
@@ -350,7 +352,8 @@ async def run_front(ctx: Context, model: str, version: str, path: Path) -> None:
         tasks = [loop.create_task(beat(front, own)), loop.create_task(follow_store(front))]
         await ending.wait()
         for task in tasks: task.cancel()
-    front.clear()
+    clearing = loop.run_in_executor(None, front.clear)
+    while not clearing.done() and (own is None or alive(own["pid"])): await asyncio.sleep(0.02)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

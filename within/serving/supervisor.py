@@ -282,10 +282,10 @@ class Children:
             self.enforcer.dismiss(child.name)
 
     def end(self) -> None:
-        "Stop every child, politely for a second, and leave nothing behind."
+        "Stop every child, politely for a moment, and leave nothing behind."
         children = [*self.gateways.values(), *self.hosts.values(), *(c for c, _ in self._leaving), *([self.ray] if self.ray else [])]
         for child in children: child.signal(signal.SIGTERM)
-        until = time.monotonic() + 1.0
+        until = time.monotonic() + (5.0 if self.ray else 1.0)  # a Ray is many processes
         while any(c.running for c in children) and time.monotonic() < until: time.sleep(0.02)
         for child in children: child.signal(signal.SIGKILL)
         for child in children:
