@@ -337,7 +337,7 @@ async def follow_store(front: Front) -> None:
             if fresh != front.bounds: await asyncio.to_thread(front.deploy, fresh)
         except Exception as e: print(f"the store is not followed: {type(e).__name__}: {str(e)[:200]}", flush=True)  # it may be locked for a moment
 
-
+# %% ../../nbs/lib/457_serving.on_ray.ipynb #c64d9d4c
 async def run_front(ctx: Context, model: str, version: str, path: Path) -> None:
     "Answer on the socket until told to end."
     loop, ending, own = asyncio.get_running_loop(), asyncio.Event(), await joined(ctx.settings.home)
