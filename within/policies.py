@@ -215,6 +215,7 @@ class RolloutPolicy(Policy):
 class ResourcePolicy(Policy):
     cpu: Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")] = "2"
     memory: Annotated[str, Field(pattern=r"^\d+(Ki|Mi|Gi|K|M|G)?$")] = "4Gi"
+    replicas: Annotated[int, Field(ge=1, le=1_000)] = 1  # with WITHIN_ENGINE=ray; cpu and memory are each one's
 
 
 REVIEWS = ("feature_importance", "segments", "edge_cases", "model_card", "final_approval")

@@ -32,8 +32,9 @@ from ..files import write_json
 from ..ledger import entries, overtaken, record
 from .registry import ModelInfo, ModelRegistry
 from ..policies import load_environments
+from ..serving.bounds import memory_bytes, replica_count
 from ..serving.routes import Route, Shadow, Share, as_change, as_withdrawn, current
-from ..serving.supervisor import ask_kept, gateway_url, last_lines, memory_bytes
+from ..serving.supervisor import ask_kept, gateway_url, last_lines
 from ..serving.wire import Frames, alive, ask, frame, host_socket, published
 from ..verdicts import Record
 from ..windows import parse_duration
@@ -124,11 +125,12 @@ def environment_policy(ctx: Context, environment: str) -> Any:
 
 
 def checked_resources(given: Mapping | None) -> dict:
-    "cpu and memory as texts; raises `InvalidInput`."
+    "cpu, memory and replicas (on Ray) as texts; raises `InvalidInput`."
     if given is not None and not isinstance(given, Mapping): raise InvalidInput(f"resources are a mapping with cpu and memory, given {given!r:.80}")
-    given = dict(given or {})
-    if extra := set(given) - {"cpu", "memory"}: raise unknown("resource", sorted(map(str, extra))[0], ("cpu", "memory"))
+    given, known = dict(given or {}), ("cpu", "memory", "replicas")
+    if extra := set(given) - set(known): raise unknown("resource", sorted(map(str, extra))[0], known)
     if "memory" in given: memory_bytes(str(given["memory"]))
+    if "replicas" in given: replica_count(str(given["replicas"]))
     cpu = str(given.get("cpu", "1"))
     if not cpu.removesuffix("m").replace(".", "", 1).isdigit(): raise InvalidInput(f"cpu: '2' or '500m', given {cpu!r}")
     return {k: str(v) for k, v in given.items()}

@@ -118,7 +118,8 @@ class Host(Child):
 
     def __init__(self, ctx: Context, model: str, version: str, enforcer: Any):
         place = host_socket(ctx.settings.home, model, version)
-        argv = ["within.serving.host", "--model", model, "--version", version, "--socket", str(place)]
+        module = "within.serving.on_ray" if ctx.settings.engine == "ray" else "within.serving.host"
+        argv = [module, "--model", model, "--version", version, "--socket", str(place)]
         super().__init__(ctx, f"host-{model}-{version}", argv)
         self.model, self.version, self.place, self.enforcer = model, version, place, enforcer
         self.bounds, self.role, self.fence = Bounds(1, 4 << 30), ROLES[0], ""
@@ -226,7 +227,7 @@ class Note:
     serious: bool = False # for the ledger too
 
 
-def write_down(ctx: Context, note: Note) -> None:
+def write_down(ctx: Context, note: Note, actor: str = "supervisor") -> None:
     "Into the store and the ledger."
     id = f"{note.model}@{note.version}"
     if note.event == "fenced": set_fence(ctx, note.model, note.version, note.reason, by="supervisor")
@@ -235,7 +236,7 @@ def write_down(ctx: Context, note: Note) -> None:
     if note.event == "ended":
         row = {"subject": f"host:{id}", "metric": "host_ended", "value": note.memory, "at": ctx.now(), "labels": {"reason": note.reason}}
         ctx.store.add_observations([row])
-        if note.serious: append(ctx, "host", id, {"event": "ended", "reason": note.reason, "memory": note.memory}, actor="supervisor")
+        if note.serious: append(ctx, "host", id, {"event": "ended", "reason": note.reason, "memory": note.memory}, actor=actor)
 
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #8e532c69
 class Children:
@@ -247,6 +248,8 @@ class Children:
         self.hosts: dict[tuple[str, str], Host] = {}
         self._sockets: dict[str, socket.socket] = {}
         self._leaving: list[tuple[Child, float]] = []
+        own_ray = ctx.settings.engine == "ray" and not os.environ.get("RAY_ADDRESS")
+        self.ray = Child(ctx, "ray", ["within.serving.on_ray", "--head"]) if own_ray else None
 
     def open_gateway(self, environment: str, port: int) -> None:
         "Listen for an environment and have its gateway started; raises `ServingError` when the port is taken."
@@ -279,10 +282,10 @@ class Children:
             self.enforcer.dismiss(child.name)
 
     def end(self) -> None:
-        "Stop every child, politely for a second, and leave nothing behind."
-        children = [*self.gateways.values(), *self.hosts.values(), *(c for c, _ in self._leaving)]
+        "Stop every child, politely for a moment, and leave nothing behind."
+        children = [*self.gateways.values(), *self.hosts.values(), *(c for c, _ in self._leaving), *([self.ray] if self.ray else [])]
         for child in children: child.signal(signal.SIGTERM)
-        until = time.monotonic() + 1.0
+        until = time.monotonic() + (5.0 if self.ray else 1.0)  # a Ray is many processes
         while any(c.running for c in children) and time.monotonic() < until: time.sleep(0.02)
         for child in children: child.signal(signal.SIGKILL)
         for child in children:
@@ -339,6 +342,7 @@ class Supervisor(Children):
     def tend(self) -> None:
         "Start what should run and does not; note what ended; fence what loops."
         now = time.monotonic()
+        if self.ray and (self.hosts or self.ray.running): self.ray.tend(now)
         for gateway in self.gateways.values():
             if gateway.tend(now) and gateway.tries.looping(now): gateway.tries.not_before = now + PROBATION
         for host in self.hosts.values():
@@ -639,9 +643,10 @@ os.register_at_fork(after_in_child=lambda: [h.close() for h in (_KEPT.pop(k) for
 # %% ../../nbs/lib/455_serving.supervisor.ipynb #2888a5bf
 def gateway_url(ctx: Context, environment: str, port: int = 0, # 0: the configured or any free port
                 ready: bool = True, # wait until the routed default versions answer, and for a while until the others do
-                seconds: float = 60.0) -> str:
+                seconds: float | None = None) -> str: # to wait; None: a minute, and five on Ray, which may have to be started first
     "The address of the environment's gateway, started when it is not running; raises `ServingError` with the reason."
     ask_kept(ctx, {"want": checked_name("environment", environment), "port": port})
+    seconds = (300.0 if ctx.settings.engine == "ray" else 60.0) if seconds is None else seconds
     until, said = time.monotonic() + seconds, "it has not published an address"
     while time.monotonic() < until:
         if place := published(ctx.settings, environment):
