@@ -200,6 +200,18 @@ def test_an_approval_is_in_the_name_of_the_tokens_holder(command):
     assert ModelRegistry(command.ctx).decision("m@1.0.0").reviewer == entry(command.ctx, "rejection").actor == "bo"
 
 
+def test_a_review_is_signed_by_its_name(command):
+    from within.ml.registry import ModelRegistry
+    command.ctx.store.add_model_version("m", "1.0.0", "0" * 64, {"created_by": "ann"})
+    said = command("reject", "m@1.0.0", "--review", "model-card", "--reviewer", "bo@example.com", "--note", "no licence named")
+    assert said.exit_code == 0 and "rejected by bo@example.com: model card" in said.stdout and "still to be signed" in said.stdout
+    assert ModelRegistry(command.ctx).decision("m@1.0.0").review == "model_card" and entry(command.ctx, "rejection").body["review"] == "model_card"
+    unknown = command("approve", "m@1.0.0", "--review", "model-crad", "--reviewer", "bo@example.com", "--note", "x")
+    assert unknown.exit_code == 2 and "did you mean 'model_card'" in unknown.stderr
+    own = command("approve", "m@1.0.0", "--review", "segments", "--reviewer", "ann", "--note", "x")
+    assert own.exit_code == 1 and "somebody else must" in own.stderr
+
+
 def test_tokens_are_handed_out_by_the_homes_owner(command):
     first = command("token", "issue", "ann", "--role", "operate")
     assert first.exit_code == 0 and len(first.stdout.strip()) == 43 and "from now on" in first.stderr
