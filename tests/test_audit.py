@@ -155,7 +155,7 @@ def test_a_thousand_changes_are_found_and_none_where_nothing_was_changed(furnish
 
     places = sorted({str(Path(p).parent) for p in vouched if p.startswith(("runs/", "models/"))})
     for n in range(80):    # files added where everything is vouched for
-        path = home / draw.choice(places) / draw.choice((f"extra-{n}.html", f"{n}.ipynb", f".hidden{n}", f"model{n}.ubj"))
+        path = home / draw.choice(places) / draw.choice((f"extra-{n}.html", f"{n}.ipynb", f".hidden{n}", f"model{n}.ubj", f"run.log.{n}"))
         with changed_file(path, b"x"): found = verify(ctx)
         assert not found.ok and found.first_fault == f"{path.relative_to(home).as_posix()} was added: no entry vouches for it", n
     assert verify(ctx) == whole

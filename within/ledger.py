@@ -107,18 +107,20 @@ def sealed_runs(rows: Iterable[Mapping]) -> set[str]:
     return {run for run, r in last.items() if r["kind"] == "run" and "files" in json.loads(r["body"])}
 
 
-def is_loose(path: Path) -> bool:
+def is_loose(path: Path) -> bool: # relative to the run's folder
     "Whether a file of a run's folder is a log, a lock or a tool's own note, of which nothing is vouched."
-    return path.name in LOOSE or (path.name.startswith(".") and path.suffix == ".metadata") or ".ipynb_checkpoints" in path.parts
+    noted = path.parent == Path("products") and path.name.startswith(".") and path.suffix == ".metadata"
+    return path.as_posix() in LOOSE or noted or ".ipynb_checkpoints" in path.parts
 
 
 def added_file(home: Path, vouched: Mapping, sealed: Iterable[str]) -> str | None:
     "The first file that lies where everything is vouched for, and is not, relative to the home; None if there is none."
     models = {p.split("/")[1] for p in vouched if re.fullmatch(r"models/[0-9a-f]{64}/.+", p)}
-    places = [*(home / "runs" / run for run in sorted(sealed)), *(home / "models" / m for m in sorted(models)), home / "models" / "attachments"]
-    for place in places:
+    runs = [home / "runs" / run for run in sorted(sealed)]
+    for place in (*runs, *(home / "models" / m for m in sorted(models)), home / "models" / "attachments"):
         for file in sorted(f for f in place.rglob("*") if f.is_symlink() or not f.is_dir()):
-            if file.relative_to(home).as_posix() not in vouched and not is_loose(file.relative_to(place)): return file.relative_to(home).as_posix()
+            loose = is_loose(file.relative_to(place)) if place in runs else file.name.startswith(".new-")   # what a killed process began
+            if file.relative_to(home).as_posix() not in vouched and not loose: return file.relative_to(home).as_posix()
     return None
 
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e004

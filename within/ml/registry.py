@@ -325,8 +325,10 @@ class RegistryAttachments(RegistryFiles):
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(f.name, path := folder / filename)
-        append(self.ctx, "attachment", f"{row.name}@{row.version}", {"filename": filename}, files=self._vouched([path]))
+        path = folder / filename   # vouched for first: after a kill in between it is missing, and the next attempt attaches it
+        told = {path.relative_to(self.ctx.settings.home).as_posix(): file_digest(Path(f.name))}
+        append(self.ctx, "attachment", f"{row.name}@{row.version}", {"filename": filename}, files=told)
+        os.replace(f.name, path)
         self._mirror(f"attach {filename}", lambda: self.tracking.add_file(row.body["mlflow"]["run"], path, "attachments"))
         return path
 
