@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'REVIEWS', 'PRINT', 'Claim', 'claim', 'model_card', 'figures', 'unsettled', 'span', 'percent', 'changes',
-           'importance', 'segments', 'cases', 'signatures', 'section', 'packet_page', 'write_packet']
+           'importance', 'segments', 'cases', 'interval_drawn', 'fairness', 'signatures', 'section', 'packet_page',
+           'write_packet']
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #368fd62b
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,6 +116,29 @@ def cases(rows: Iterable[Mapping], caption: str) -> str:
     told = [("; ".join(f"{k}: {v}" for k, v in r["row"].items()), r["outcome"], r["answer"], r["champion"], r["why"]) for r in rows]
     return table(("row", "outcome", "answer", "champion's answer", "why it is here"), told, caption) if told else ""
 
+# %% ../../nbs/lib/721_runs.packet.ipynb #24a1ab86
+def interval_drawn(value: float, low: float, high: float, limit: float) -> Markup:
+    "An interval between the two lines of its limit, as a small drawing; outside twice the limit it is cut."
+    def at(v: float) -> float: return round(70 + 65 * max(-1.0, min(1.0, v / (2 * limit or 1.0))), 1)
+    lines = "".join(f'<path d="M{at(e)} 0V16" stroke="currentColor" stroke-dasharray="2 2" opacity=".6"/>' for e in (-limit, limit))
+    bar = f'<path d="M{at(low)} 8H{at(high)}" stroke="currentColor" stroke-width="2"/><circle cx="{at(value)}" cy="8" r="3.5" fill="currentColor"/>'
+    return Markup(f'<svg width="140" height="16" viewBox="0 0 140 16" role="img" aria-label="{100 * low:.1f} to {100 * high:.1f} %">{lines}{bar}</svg>')
+
+
+def fairness(body: Mapping) -> str:
+    "The segments of the fairness verdicts with what decided; small ones at their shrunken figure."
+    rows = []
+    for v in body.get("verdicts", ()):
+        for s in (v.get("details") or {}).get("segments", ()) if v["gate"].startswith("fairness") else ():
+            if not s.get("found", True): continue
+            value = s["shrunk"] if s.get("small") else s["deviation"]
+            note = f"small, measured {100 * s['deviation']:+.1f} %, needs {s.get('needs') or '?'} rows" if s.get("small") else str(v["phase"])
+            drawn = interval_drawn(value, s["low"], s["high"], v.get("threshold") or 0.1)
+            said = f"{100 * value:+.1f} % ({100 * s['low']:+.1f} to {100 * s['high']:+.1f})"
+            rows.append((s["segment"], v["gate"].partition(".")[2], s["rows"], said, drawn, note))
+    head = ("segment", "gate", "rows", "from the whole", "within the limit?", "note")
+    return table(head, rows, "how far each segment is from the whole, with the interval that decided") if rows else ""
+
 # %% ../../nbs/lib/721_runs.packet.ipynb #c1417456
 REVIEWS = ("feature importance", "segments", "edge cases", "model card", "final approval")
 
@@ -143,7 +167,7 @@ def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, said: A
              section("What changed since the champion", card[8].said, changes(bodies, found)),
              section("What the model looks at", " ".join(["A feature that should not matter and leads this list is a reason to say no.", *found["notes"]]),
                      importance(found)),
-             section("Whom it serves", "Mean error is answer minus outcome.", segments(found)),
+             section("Whom it serves", "Mean error is answer minus outcome.", segments(found), fairness(bodies["validate"])),
              section("Cases worth a look", "Bad data, or cases that the model does not know?", cases(found["worst"], "largest errors"),
                      cases(found["strangest"], "least like the training rows")),
              section("Model card", "Each line rests on an entry of the ledger.",
