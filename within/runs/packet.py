@@ -95,6 +95,8 @@ def changes(bodies: Mapping[str, Mapping], found: Mapping) -> str:
     told = bodies["evaluate"]["evidence"]
     rows = [(k, told["champion"].get(k), v) for k, v in told["new"].items()]
     out = table(("figure", f"champion {told['champion'].get('version', '')}", "new"), rows, "figures on the same rows, with 95 % intervals")
+    for seen in [v["details"]["look"] for v in bodies["evaluate"].get("verdicts", ()) if (v.get("details") or {}).get("look")]:
+        out += f"<p>Candidate {seen['number']:,} of {seen['candidates']:,} that these test rows judged; its interval covers {100 * seen['level']:.2f} %.</p>"
     if not old or not moved: return out + "<p>No champion's settings to compare, or none differ.</p>"
     return out + table(("setting", "champion", "new"), moved, "settings that differ")
 
