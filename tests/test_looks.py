@@ -17,7 +17,6 @@ from within.simulation import generate_ads
 from within.stats.intervals import relative_rmse_improvement
 from within.verdicts import Phase
 
-
 @pytest.fixture
 def desk(tmp_path): return Context.open(home=tmp_path / "home", clock=FrozenClock(parse_time("2023-10-01")), mlflow_tracking_uri=None)
 
