@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'PHASE_COLOURS', 'SIGNS', 'png', 'blank', 'finished', 'forest',
            'drift_forest', 'verdict_forest', 'bars', 'lines', 'steps', 'reliability', 'outcomes', 'agreement',
-           'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'trajectory_picture',
-           'day_effect_picture', 'ratio_picture', 'latency_picture', 'rollout_picture']
+           'shadow_picture', 'experiment_picture', 'daily_picture', 'segment_picture', 'fairness_lines',
+           'fairness_picture', 'trajectory_picture', 'day_effect_picture', 'ratio_picture', 'latency_picture',
+           'rollout_picture']
 
 # %% ../nbs/lib/708_plots.ipynb #01a2d1e2
 import io
@@ -186,6 +187,35 @@ def segment_picture(report: Any, most: int = 14) -> Any:
     names = [f"{r['segment']} {r['value']} ({r['rows']:,})".replace("all  ", "all ") for r in rows]
     shares = [tuple(100 * r[k] for k in ("disagreement", "low", "high")) for r in rows]
     return forest([(n, *s) for n, s in zip(names, shares, strict=True)], "answers on the other side of the threshold (%)", most=most)
+
+# %% ../nbs/lib/708_plots.ipynb #5f42ee30
+def fairness_lines(verdict: Verdict) -> list[tuple[str, float, float, float, bool]]:
+    "(name, figure, low, high, small) of the segments of one fairness verdict, in percent; the judged first."
+    rows = [s for s in verdict.details.get("segments", ()) if s.get("found", True)]
+    return [(f"{s['segment']} ({s['rows']:,})", *(100 * float(v) for v in (s["shrunk"] if s.get("small") else s["deviation"], s["low"], s["high"])),
+             bool(s.get("small"))) for s in rows]
+
+
+def fairness_picture(verdicts: Iterable[Verdict], most: int = 40) -> Any:
+    "Deviations of segments from the whole, one panel a fairness verdict; a sentence if no segment was looked at."
+    panels = [(v, rows) for v in verdicts if v.gate.startswith("fairness") and (rows := fairness_lines(v)[:most])]
+    if not panels: return "no segment was looked at"
+    figure, first = blank("", "", height=0.9 + sum(0.55 + 0.22 * len(rows) for _, rows in panels), width=6.4)
+    first.remove()
+    grid = figure.subplots(len(panels), 1, sharex=True, height_ratios=[1.5 + len(rows) for _, rows in panels], squeeze=False)[:, 0]
+    for axes, (v, rows) in zip(grid, panels, strict=True):
+        colour = PHASE_COLOURS.get(v.phase, GREY)
+        for i, (_, value, low, high, small) in enumerate(rows):
+            axes.plot([low, high], [i, i], color=colour, linewidth=2, alpha=0.5 if small else 1)
+            axes.plot([value], [i], "o", color=colour, markersize=5, markerfacecolor="white" if small else colour)
+        for limit in (-1, 1): axes.axvline(100 * limit * (v.threshold or 0), color=GREY, linestyle="--", linewidth=1.2)
+        axes.set_yticks(range(len(rows)), [r[0] for r in rows], fontsize=8)
+        axes.set_title(f"{v.gate.partition('.')[2].replace('.', ' · ')}: {v.phase}", fontsize=9, loc="left")
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(color="#e3e6e9", linewidth=0.8)
+        for side in ("top", "right"): axes.spines[side].set_visible(False)
+    grid[-1].set_xlabel("deviation from all rows (%)")
+    return figure
 
 # %% ../nbs/lib/708_plots.ipynb #1814bf11
 def _course(result: Any, metric: str | None, variant: str | None) -> tuple[pd.DataFrame, float, str]:

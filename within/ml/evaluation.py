@@ -22,6 +22,7 @@ from ..errors import InvalidInput, UnknownModel, UnknownModelVersion, unknown
 from ..stats.intervals import Interval, paired_bootstrap, proportion_interval, relative_rmse_improvement
 from ..verdicts import Phase, Record, Verdict, worst
 from .base import BaselineModel, Model
+from .looks import Look, look, widened
 from .metrics import CLASSIFICATION, DIRECTION, METRICS, REGRESSION, accuracy_at_threshold, mae, measure, r2, rmse
 from .noise import SeedNoise, recorded_noise
 from .registry import ModelRegistry
@@ -125,6 +126,7 @@ class Comparison(Record):
     notes: tuple[str, ...] = ()
     metric: str = "rmse"              # whose improvement this is
     noise: SeedNoise | None = None    # subtracted from `low` in the verdict
+    look: Look | None = None          # which candidate this is that these rows judge; the interval is as wide as that asks for
 
     def __str__(self) -> str: return self.verdict.reason
 
@@ -151,16 +153,19 @@ def relative_improvement(metric: str, y: np.ndarray, new: np.ndarray, old: np.nd
 
 
 def improvement_verdict(percent: float, low: float, high: float, wanted: float, rows: int, against: str,
-                        notes: Sequence[str] = (), metric: str = "rmse", noise: SeedNoise | None = None) -> Verdict:
+                        notes: Sequence[str] = (), metric: str = "rmse", noise: SeedNoise | None = None, seen: Look | None = None) -> Verdict:
     "Judge an improvement (all in percent) by the policy's `gates.improvement`, after subtracting the noise from its lower end."
     bound = low - (noise.percent if noise else 0.0)
-    details = {"metric": metric, "interval_low": low, **({"seed_noise": noise.to_dict()} if noise else {})}
+    details = {"metric": metric, "interval_low": low, **({"seed_noise": noise.to_dict()} if noise else {}),
+               **({"look": seen.to_dict()} if seen else {})}
     spoken = [noise.reason + (f", which leaves {bound:.2f} %" if noise.percent else "")] if noise and (noise.percent or not noise.measured) else []
+    if seen and seen.number > 1: spoken.append(seen.reason)
     low = bound
     phase = Phase.PASSED if low >= wanted else Phase.FAILED if high < wanted else Phase.INCONCLUSIVE
     said = {Phase.PASSED: "clears", Phase.FAILED: "stays below", Phase.INCONCLUSIVE: "cannot show"}[phase]
     span = details["interval_low"]
-    reason = (f"{ERRORS[metric]} improved by {percent:.2f} % over {against} (95 % interval {span:.2f} to {high:.2f} %, {rows:,} rows): "
+    level = 100 * seen.level if seen else 95
+    reason = (f"{ERRORS[metric]} improved by {percent:.2f} % over {against} ({level:.4g} % interval {span:.2f} to {high:.2f} %, {rows:,} rows): "
               f"it {said} the {wanted:g} % that the policy asks for at the lower end")
     if low <= 0 <= high: reason += ", and the interval includes 0: no improvement can be shown at all"
     reason = "; ".join([reason, *spoken, *notes])
@@ -268,13 +273,15 @@ class ModelEvaluator(SingleEvaluator):
         test_data, seen = not_learned_from(test_data, policy.time if policy else None, until, columns)
         y, clusters, notes = outcomes(test_data, target, new_model.task), units(test_data, unit), (*notes, *seen)
         ours, theirs = answers(new_model, test_data, features), answers(champion, test_data)
-        metric, wanted = error_metric(policy, new_model.task), 100 * (policy.gates.improvement if policy else 0.05)
+        metric, wanted, alpha = error_metric(policy, new_model.task), 100 * (policy.gates.improvement if policy else 0.05), policy.alpha if policy else 0.05
+        looked = look(self.ctx, all_outcomes, ours, model_name or new_model.name, alpha)
         def judged(error: str) -> tuple:
-            found = relative_improvement(error, y, ours, theirs, self.ctx.seed, clusters)
+            percent, low, high = relative_improvement(error, y, ours, theirs, self.ctx.seed, clusters)
+            low, high = widened(percent, low, high, looked.number, alpha)
             noise = recorded_noise(self.ctx, new_model, train_data, test_data, target, error)
-            return *found, noise, improvement_verdict(*found, wanted, len(y), against, seen, error, noise)
+            return percent, low, high, noise, improvement_verdict(percent, low, high, wanted, len(y), against, seen, error, noise, looked)
         percent, low, high, noise, verdict = judged(metric)
         verdict = with_further(verdict, [judged(e)[-1] for e in (policy.gates.improvement_also if policy else ()) if e != metric])
         names = REGRESSION if new_model.task == "regression" else CLASSIFICATION
         new, old = (self.evaluate(m, test_data, features, target, names, unit, policy) for m in (new_model, champion))
-        return Comparison(percent, low, high, new, old, verdict, against, len(y), (*notes, noise.reason), metric, noise)
+        return Comparison(percent, low, high, new, old, verdict, against, len(y), (*notes, noise.reason), metric, noise, looked)

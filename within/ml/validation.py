@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKS', 'against_limit', 'resampled', 'JudgedRows', 'frame_of', 'judged_rows', 'later_rows', 'dataset_of',
-           'incumbent', 'performance_checks', 'SegmentFigure', 'segment_sums', 'deviations', 'fairness_verdict',
-           'fairness_checks', 'ValidationResult', 'run_suite', 'checked_suites', 'summarised', 'ModelValidator']
+           'incumbent', 'performance_checks', 'ValidationResult', 'run_suite', 'checked_suites', 'summarised',
+           'ModelValidator']
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #5f757f21
 from collections.abc import Callable, Iterable
@@ -23,11 +23,11 @@ from ..data import instant, roles_for
 from ..errors import InvalidInput, UnknownDataset, unknown
 from ..policies import policy_digest
 from ..snapshots import open_snapshot, open_split
-from ..stats.intervals import group_sums, resampled_means
 from ..verdicts import Phase, Record, Verdict, worst
 from .catches import require_proofs
 from .compliance import compliance_checks
 from .evaluation import ModelEvaluator, answers, outcomes
+from .fairness import fairness_checks
 from .metrics import METRICS
 from .registry import ModelInfo, ModelRegistry
 from .robustness import robustness_checks
@@ -130,79 +130,6 @@ def performance_checks(ctx: Context, info: ModelInfo, model: Any, rows: JudgedRo
             verdicts.append(against_limit(f"performance.{name}", name, found[name], *bounds, limit.min, limit.max, found.rows))
     comparison = evaluator.compare_models(model, incumbent(ctx, info), rows.frame, target=rows.target, model_name=info.name, unit=rows.unit)
     return [*verdicts, comparison.verdict]
-
-# %% ../../nbs/lib/510_ml.validation.ipynb #0ed7a6d4
-@dataclass(frozen=True)
-class SegmentFigure(Record):
-    "One segment's metric relative to all rows: deviation 0.1 = 10 % larger."
-    segment: str
-    rows: int
-    value: float       # the metric itself
-    deviation: float   # relative to all rows
-    low: float
-    high: float
-
-
-def segment_sums(row_values: np.ndarray, segment: pd.Series, clusters: Any, seed: int) -> tuple[list[str], np.ndarray]:
-    "Names of the segments and, per resampling group, each segment's sum and count: shape (groups, 2 x segments + 1)."
-    names = segment.astype("string").fillna("(missing)")
-    codes, labels = pd.factorize(names, sort=True)
-    inside = codes[:, None] == np.arange(len(labels))
-    return [str(x) for x in labels], group_sums(np.column_stack([inside * row_values[:, None], inside]), clusters, seed)
-
-# %% ../../nbs/lib/510_ml.validation.ipynb #16bf4ccb
-def deviations(row_values: np.ndarray, segment: pd.Series, root: bool, clusters: Any = None, seed: int = 0, draws: int = 1000) -> list[SegmentFigure]:
-    "Relative deviation of each segment's mean (or root of the mean) from that of all rows, with simultaneous 95 % intervals."
-    from fairlearn.metrics import MetricFrame
-    names, sums = segment_sums(row_values, segment, clusters, seed)
-    k, shape = len(names), np.sqrt if root else np.asarray
-    def metric(y_true, y_pred): return float(shape(np.mean(y_pred)))
-    labels = segment.astype("string").fillna("(missing)").astype(object)
-    frame = MetricFrame(metrics=metric, y_true=row_values, y_pred=row_values, sensitive_features=labels.rename("segment"))
-    m = resampled_means(sums, draws, seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        relative = shape(m[:, :k] / m[:, k:]) / shape(m[:, :k].sum(1, keepdims=True)) - 1
-    tail = 0.025 / k
-    low, high = (np.nanquantile(relative, q, axis=0) for q in (tail, 1 - tail))
-    rows, whole = labels.value_counts(), float(frame.overall)
-    values = {n: float(frame.by_group[n]) for n in names}
-    return [SegmentFigure(n, int(rows[n]), values[n], values[n] / whole - 1 if whole else 0.0, float(a), float(b))
-            for n, a, b in zip(names, low, high, strict=True)]
-
-# %% ../../nbs/lib/510_ml.validation.ipynb #199007af
-def fairness_verdict(gate: str, what: str, figures: list[SegmentFigure], limit: float, minimum_rows: int) -> Verdict:
-    "The verdict on one segmentation and one metric; `limit` relative (0.1 = 10 %), `minimum_rows` per segment."
-    judged = [s for s in figures if s.rows >= minimum_rows]
-    small = [s.segment for s in figures if s.rows < minimum_rows]
-    aside = f"; not judged, fewer than {minimum_rows:,} rows: {', '.join(small[:8])}" if small else ""
-    details = {"segments": [s.to_dict() for s in figures], "too_small": small}
-    if len(judged) < 2:
-        why = f"{len(judged)} of {len(figures)} segments have {minimum_rows:,} rows, two are needed to compare {what}{aside}"
-        return Verdict(gate, Phase.INCONCLUSIVE, why, threshold=limit, details=details)
-    top = max(judged, key=lambda s: abs(s.deviation))
-    beyond = [s for s in judged if s.low > limit or s.high < -limit]
-    blind = [s for s in judged if (s.high - s.low) / 2 > limit]
-    if beyond: phase, says = Phase.FAILED, f"beyond the limit of {limit:.0%} in {', '.join(s.segment for s in beyond)}"
-    elif abs(top.deviation) > limit or blind: phase, says = Phase.INCONCLUSIVE, f"too uncertain for the limit of {limit:.0%}"
-    else: phase, says = Phase.PASSED, f"within the limit of {limit:.0%}"
-    reason = f"{what} differs most in {top.segment}: {top.deviation:+.1%} from all rows ({top.low:+.1%} to {top.high:+.1%}, {top.rows:,} rows), {says}{aside}"
-    return Verdict(gate, phase, reason, top.deviation, top.low, top.high, limit, sum(s.rows for s in figures), details)
-
-# %% ../../nbs/lib/510_ml.validation.ipynb #831f2085
-def fairness_checks(ctx: Context, info: ModelInfo, model: Any, rows: JudgedRows) -> list[Verdict]:
-    "RMSE and accuracy across each segmentation of the policy."
-    policy, gates = ctx.policy(info.name), ctx.policy(info.name).gates
-    truth, predicted = outcomes(rows.frame, rows.target, model.task), answers(model, rows.frame)
-    right = ((predicted >= policy.score_threshold) == (truth >= policy.score_threshold)).astype(float)
-    verdicts = []
-    for name in rows.segments:
-        segment = rows.frame[name]
-        if segment.astype("string").fillna("(missing)").nunique() < 2: continue
-        for metric, values, root in (("rmse", (truth - predicted) ** 2, True), ("accuracy", right, False)):
-            figures = deviations(values, segment, root, rows.clusters, ctx.seed)
-            verdicts.append(fairness_verdict(f"fairness.{name}.{metric}", f"{metric} by {name}", figures, gates.fairness_variation, gates.minimum_segment_rows))
-    why = f"no segmentation to compare (policy: {', '.join(policy.segments) or 'none'}; on these rows none has two values)"
-    return verdicts or [Verdict("fairness", Phase.INCONCLUSIVE, why, rows=len(truth))]
 
 # %% ../../nbs/lib/510_ml.validation.ipynb #548df6fc
 CHECKS: dict[str, Callable] = {"performance": performance_checks, "robustness": robustness_checks, "fairness": fairness_checks,

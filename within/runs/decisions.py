@@ -103,7 +103,8 @@ def validated_decision(result: Any) -> Decision:
     fine = f"all required suites passed ({', '.join(result.required)}) on {result.rows:,} rows"
     reason = (fine if result.passed else "; ".join(result.failures)) + also
     evidence = {"suites": suites, "required": list(result.required), "rows": result.rows, "rows from": result.rows_from}
-    return Decision(result.status, reason, evidence, verdicts=result.verdicts)
+    looks = [f"{v.details['look']['number']} of {v.details['look']['candidates']}" for v in result.verdicts if v.details.get("look")]
+    return Decision(result.status, reason, evidence, {"candidate that these test rows judge": looks[0]} if looks else {}, verdicts=result.verdicts)
 
 
 def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "", packet: Any = None) -> Decision:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CARD', 'SHOWN', 'STATES', 'VOID', 'DRAWN', 'MOST_BYTES', 'Claim', 'claim', 'model_card', 'vouched', 'believed',
            'figures', 'drifted', 'quarantined', 'unsettled', 'span', 'percent', 'bar', 'importance', 'segments',
-           'cases', 'changes', 'data_changes', 'signatures', 'voided', 'still_open', 'state_of', 'section',
-           'packet_page', 'packet_links', 'write_packet', 'refresh_packets', 'stage_packet']
+           'cases', 'changes', 'data_changes', 'interval_drawn', 'fairness', 'signatures', 'voided', 'still_open',
+           'state_of', 'section', 'packet_page', 'packet_links', 'write_packet', 'refresh_packets', 'stage_packet']
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #368fd62b
 from collections.abc import Iterable, Mapping, Sequence
@@ -170,6 +170,8 @@ def changes(bodies: Mapping[str, Mapping], found: Mapping) -> str:
     told = bodies["evaluate"]["evidence"]
     rows = [(k, told["champion"].get(k), v) for k, v in told["new"].items()]
     out = table(("figure", f"champion {told['champion'].get('version', '')}", "new"), rows, "figures on the same rows, with 95 % intervals")
+    for seen in [v["details"]["look"] for v in bodies["evaluate"].get("verdicts", ()) if (v.get("details") or {}).get("look")]:
+        out += f"<p>Candidate {seen['number']:,} of {seen['candidates']:,} that these test rows judged; its interval covers {100 * seen['level']:.2f} %.</p>"
     out += data_changes(bodies, found)
     if not old or not moved: return out + "<p>No champion's settings to compare, or none differ.</p>"
     return out + table(("setting", "champion", "new"), moved, "settings that differ")
@@ -192,6 +194,29 @@ def data_changes(bodies: Mapping[str, Mapping], found: Mapping) -> str:
     lead = f"{drifted} of {len(moved)} columns moved; Jensen-Shannon divergence in bits from the champion's training rows"
     first = moved[:max(most, min(drifted, SHOWN))]
     return out + table(("column", "bits", "interval", "verdict"), first, lead + ("" if len(moved) == len(first) else f"; the {len(first)} that moved most"))
+
+# %% ../../nbs/lib/721_runs.packet.ipynb #bba34a25
+def interval_drawn(value: float, low: float, high: float, limit: float) -> Markup:
+    "An interval between the two lines of its limit, as a small drawing; outside twice the limit it is cut."
+    def at(v: float) -> float: return round(70 + 65 * max(-1.0, min(1.0, v / (2 * limit or 1.0))), 1)
+    lines = "".join(f'<path d="M{at(e)} 0V16" stroke="currentColor" stroke-dasharray="2 2" opacity=".6"/>' for e in (-limit, limit))
+    bar = f'<path d="M{at(low)} 8H{at(high)}" stroke="currentColor" stroke-width="2"/><circle cx="{at(value)}" cy="8" r="3.5" fill="currentColor"/>'
+    return Markup(f'<svg width="140" height="16" viewBox="0 0 140 16" role="img" aria-label="{100 * low:.1f} to {100 * high:.1f} %">{lines}{bar}</svg>')
+
+
+def fairness(body: Mapping) -> str:
+    "The segments of the fairness verdicts with what decided; small ones at their shrunken figure."
+    rows = []
+    for v in body.get("verdicts", ()):
+        for s in (v.get("details") or {}).get("segments", ()) if v["gate"].startswith("fairness") else ():
+            if not s.get("found", True): continue
+            value = s["shrunk"] if s.get("small") else s["deviation"]
+            note = f"small, measured {100 * s['deviation']:+.1f} %, needs {s.get('needs') or '?'} rows" if s.get("small") else str(v["phase"])
+            drawn = interval_drawn(value, s["low"], s["high"], v.get("threshold") or 0.1)
+            said = f"{100 * value:+.1f} % ({100 * s['low']:+.1f} to {100 * s['high']:+.1f})"
+            rows.append((s["segment"], v["gate"].partition(".")[2], s["rows"], said, drawn, note))
+    head = ("segment", "gate", "rows", "from the whole", "within the limit?", "note")
+    return table(head, rows, "how far each segment is from the whole, with the interval that decided") if rows else ""
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #c1417456
 STATES = {"approved": ("passed", "approved"), "rejected": ("failed", "rejected"), "covered": ("running", "covered"), "void": ("error", "void"),
@@ -244,7 +269,7 @@ def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, signed:
              section("What changed since the champion", card[8].said, changes(bodies, found)),
              section("What the model looks at", " ".join(["A feature that should not matter and leads this list is a reason to say no.", *found["notes"]]),
                      importance(found)),
-             section("Whom it serves", "Mean error is answer minus outcome.", segments(found)),
+             section("Whom it serves", "Mean error is answer minus outcome.", segments(found), fairness(bodies["validate"])),
              section("Cases worth a look", "Bad data, or cases that the model does not know?", cases(found["worst"], "largest errors"),
                      cases(found["strangest"], "least like the training rows")),
              section("Model card", "Each line rests on an entry of the ledger.",
