@@ -270,7 +270,7 @@ def day_effect_picture(result: Any, metric: str | None = None, variant: str | No
     axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)   # above: every place within may hold a bar
     return figure
 
-
+# %% ../nbs/lib/708_plots.ipynb #25510876
 def ratio_picture(result: Any) -> Any:
     "The share of the units so far that fell to each variant other than the control, by day, and what the check of the sample ratio says; of one metric."
     rows = getattr(result, "trajectory", pd.DataFrame())

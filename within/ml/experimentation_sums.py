@@ -230,7 +230,7 @@ def asked_densely(table: Any, columns: Sequence[str], unit: str, variant: str, m
     for what, (units, rows, example) in wrong.items(): tally.count(what, rows, units, None if example is None else str(example))
     return days[told], tally
 
-
+# %% ../../nbs/lib/516_ml.experimentation_sums.ipynb #31355ca9
 def framed(tally: Tally, days: np.ndarray) -> pd.DataFrame:
     "A row a day and variant, ordered; none where no event has a time."
     found = []
