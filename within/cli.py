@@ -432,7 +432,7 @@ def decide(target: str, reviewer: str | None, note: str, yes: bool, review: str)
     for path in refresh_packets(ctx, models_meant(ctx, target)): typer.echo(f"in the packet: {path}")
     if "@" not in target: typer.echo(f"go on with: within retrain {find_run(ctx.settings.home, target).intention['model']} --run {target}")
 
-
+# %% ../nbs/lib/790_cli.ipynb #65cda5a5
 @app.command()
 def approve(target: Annotated[str, typer.Argument(help="A run's id, or name@version.")],
             reviewer: Annotated[str | None, typer.Option(help="Who says yes (default: WITHIN_USER).")] = None,

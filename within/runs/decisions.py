@@ -134,7 +134,7 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
     kept = {"approval": approval_of(yes), "reviews": {s.review: f"{s.state} by {s.reviewer}" for s in registry.sign_offs(model_id) if s.given}}
     return Decision(Phase.PASSED, str(yes), {**evidence, **kept}, measured, outputs)
 
-
+# %% ../../nbs/lib/718_runs.decisions.ipynb #fbac22b5
 def is_whole(registry: Any, model_id: str) -> bool:
     "Whether the files of a version, here or in MLflow's copy, are still those that were registered."
     try: return registry.folder(model_id) is not None
