@@ -2,7 +2,7 @@
 
 Both go from the files to the difference of two arms and a test of it on each of fourteen days, each day on the units' totals until then. Ours gives bounds
 and p values that hold on every day, checks the sample ratio of each day, gives each day's effect alone, and finds units in two arms; the other side does
-not. Grouping by unit and day once and adding the days up took pandas longer (83 s of processor time against 15 s) than grouping anew on each day."""
+not."""
 import tempfile
 from pathlib import Path
 

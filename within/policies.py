@@ -124,7 +124,7 @@ class GatePolicy(Policy):
     improvement_also: tuple[Literal["rmse", "mae", "brier", "log_loss"], ...] = ()   # further errors that must improve as much
     noise_degradation: Share = 0.10     # of the same error when the rows are perturbed, on the upper bound
     fairness_variation: Share = 0.10    # between segments, relative
-    minimum_segment_rows: Count = 200   # smaller segments are listed, not judged
+    minimum_segment_rows: Count = 200   # smaller ones are drawn towards the whole, named, and judged together
     thresholds: dict[str, Limit] = {}
     suites: tuple[Literal[SUITES], ...] = SUITES
     required_suites: tuple[Literal[SUITES], ...] = ("performance", "fairness")
