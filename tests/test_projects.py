@@ -16,7 +16,7 @@ from within.ml.batch_predictions import predict_file
 from within.ml.models import model_class
 from within.ml.registry import ModelRegistry
 from within.policies import load_policy
-from within.projects import lay_out, new_model
+from within.projects import lay_out, new_model, planned_files
 from within.sources import ingest, load_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,6 +204,7 @@ def test_the_wheel_elsewhere_takes_a_table_to_a_verdict_and_scores_a_file(tmp_pa
     customers().to_parquet(tmp_path / "customers.parquet")
     done(within, "init", "mine")
     mine = tmp_path / "mine"
+    assert {p.relative_to(mine).as_posix() for p in mine.rglob("*") if p.is_file()} == set(planned_files("mine", demo=False))   # the wheel has all of it
     roles = ("--target", "churned", "--unit", "customer id", "--time", "joined")
     done(within, "new-model", "churn_risk", "--from", tmp_path / "customers.parquet", *roles, where=mine)
     assert "3,000 rows accepted" in done(within, "ingest", "configs/sources/churn_risk.yml", tmp_path / "customers.parquet", where=mine)
