@@ -1011,7 +1011,7 @@ def demo(scale: Annotated[float, typer.Option(help="Of the world's row counts.")
     ctx = open_context()
     result = walk(model, ctx=ctx, progress=printed_progress())
     if result.exit_code == 75 and result.stage == "review":
-        decide(result.run, "demo@example.com", "demonstration: nobody looked at this", True)
+        decide(result.run, "demo@example.com", "demonstration: nobody looked at this", True, "final-approval")
         result = walk(model, run=result.run, ctx=ctx, progress=printed_progress())
     say_outcome(result)
     typer.echo(str(result.report))
