@@ -48,7 +48,7 @@ SHIPPED: dict[str, Proof] = {p.gate: p for p in (
     Proof("drift", {"unit_thousand": None, "missingness_burst": None}, 0, 5),
     Proof("performance", {"target_shift": None, "swapped_classes": None, "stale_join": None, "collapsed_segment": None}, 0, 5),
     Proof("robustness", {"label_leak": 1.2}, 5, 5, ("robustness.missing",)),
-    Proof("fairness", {"collapsed_segment": 0.38}, 0, 5),
+    Proof("fairness", {"collapsed_segment": 0.38, "one_outlier": 0.38}, 0, 5),
     Proof("compliance", {"tampered_file": None, "forbidden_column": None}, 0, 5),
     Proof("integration", {"slow_model": 380.0}, 0, 5),
     Proof("digest", {"tampered_file": None}, 0, 5))}
