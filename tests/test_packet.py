@@ -180,7 +180,7 @@ def unsigned(reviewed):
     ctx, folder, info = reviewed
     registry = ModelRegistry(ctx)
     made = registry.register_model(registry.load(info.id), info.name, registry.next_version(info.name), labels={"run": "r1"})
-    stage = SimpleNamespace(ctx=ctx, provenance=SimpleNamespace(run="r1"))
+    stage = SimpleNamespace(ctx=ctx, provenance=SimpleNamespace(run="r1"), folder=None)
     return registry, made, lambda: review_decision(stage, made.id, {})
 
 
@@ -261,7 +261,7 @@ def test_changed_files_void_every_signature_in_the_packet_and_at_the_gate(review
     registry.approve(info.id, "bo@example.com", "looked", "segments")
     registry.approve(info.id, "cy@example.com", "read the packet")
     assert "approved</span> ad_score_predictor@2.2.0" in write_packet(ctx, folder).read_text()
-    stage = SimpleNamespace(ctx=ctx, provenance=SimpleNamespace(run="r1"))
+    stage = SimpleNamespace(ctx=ctx, provenance=SimpleNamespace(run="r1"), folder=None)
     files = [p for p in ctx.path().rglob("model.ubj") if p.parent.name == info.digest or "artifacts" in p.parts]
     whole = {p: p.read_bytes() for p in files}
     try:
