@@ -4,12 +4,11 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
-import orjson
 import pandas as pd
 import pytest
+from between import planting
 from test_serving import FEATURES, NAME, body, small  # noqa: F401  (small is a fixture)
 
 from within.clock import iso, parse_time
@@ -290,38 +289,9 @@ def test_hostile_and_mistyped_arguments_are_clear_errors(deployer):
 
 # --- what a suite finds ----------------------------------------------------------------------------------------------------------------------------
 
-class Between(BaseHTTPRequestHandler):
-    "Something between client and gateway that changes what passes: a planted fault."
-    protocol_version, url = "HTTP/1.1", ""
-    ask_change = answer_change = staticmethod(lambda path, x: x)
-
-    def pass_on(self):
-        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        try: body = orjson.loads(raw) if raw else None
-        except ValueError: body = raw
-        status, answer = ask(type(self).url, self.path, type(self).ask_change(self.path, body))
-        status, answer = type(self).answer_change(self.path, (status, answer))
-        sent = orjson.dumps(answer)
-        self.send_response(status)
-        for k, v in (("content-type", "application/json"), ("content-length", str(len(sent)))): self.send_header(k, v)
-        self.end_headers()
-        self.wfile.write(sent)
-
-    do_GET = do_POST = pass_on  # noqa: N815
-
-    def log_message(self, *_): pass
-
-
 @pytest.fixture
 def between():
-    made = []
-    def start(url, **changes):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Planted", (Between,), {"url": url, **{k: staticmethod(v) for k, v in changes.items()}}))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        made.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-    yield start
-    for server in made: server.shutdown(), server.server_close()
+    with planting() as start: yield start
 
 
 def tensors(change):

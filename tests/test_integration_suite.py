@@ -1,19 +1,16 @@
 """The integration suite: a version served by a real gateway in a folder of its own, each check seen to fail, and nothing left afterwards."""
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import orjson
 import psutil
 import pytest
+from between import planting
 
 from within.context import Context
 from within.errors import ConfigError
 from within.gates import LAB, SmallWorld, lab_context, small_world, tampered, trial
 from within.ml.service_checks import ROOM, Client, check_latencies, contract_verdicts, integration_checks, judged_records, served_privately, service_verdicts
 from within.policies import ContractPolicy, adjusted, load_policy
-from within.serving.wire import ask
 from within.verdicts import Phase
 
 @pytest.fixture(scope="module")
@@ -32,39 +29,10 @@ def client(small):
         yield Client(url, small.info, small.model, judged_records(small.rows, small.model.features, 40), policy, own, ROOM)
 
 
-class Between(BaseHTTPRequestHandler):
-    "Passes everything on, with a change to what is asked or answered."
-    protocol_version, url = "HTTP/1.1", ""
-    asked = staticmethod(lambda path, body: body)
-    answered = staticmethod(lambda path, found: found)
-
-    def pass_on(self):
-        raw = self.rfile.read(int(self.headers.get("content-length") or 0))
-        try: body = orjson.loads(raw) if raw else None
-        except ValueError: body = raw
-        status, answer = type(self).answered(self.path, ask(type(self).url, self.path, type(self).asked(self.path, body)))
-        sent = orjson.dumps(answer)
-        self.send_response(status)
-        for k, v in (("content-type", "application/json"), ("content-length", str(len(sent)))): self.send_header(k, v)
-        self.end_headers()
-        self.wfile.write(sent)
-
-    do_GET = do_POST = pass_on  # noqa: N815
-
-    def log_message(self, *_): pass
-
-
 @pytest.fixture
 def through(client):
     "The client with something planted between it and the gateway."
-    made = []
-    def start(**changes):
-        kind = type("Planted", (Between,), {"url": client.url, **{k: staticmethod(v) for k, v in changes.items()}})
-        made.append(server := ThreadingHTTPServer(("127.0.0.1", 0), kind))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return replace(client, url=f"http://127.0.0.1:{server.server_port}")
-    yield start
-    for server in made: server.shutdown(), server.server_close()
+    with planting() as start: yield lambda **changes: replace(client, url=start(client.url, **changes))
 
 
 def phases(verdicts): return {v.gate.removeprefix("integration."): v.phase for v in verdicts}
@@ -88,7 +56,7 @@ def test_a_good_version_passes_and_leaves_nothing_behind(small):
 
 def test_a_field_that_is_refused_without_its_name_fails_the_signature(client, through):
     def vague(path, found): return (found[0], {"error": "something is wrong"}) if found[0] == 422 else found
-    found = {v.gate: v for v in service_verdicts(through(answered=vague))}
+    found = {v.gate: v for v in service_verdicts(through(answer_change=vague))}
     assert found["integration.signature"].phase is Phase.FAILED and "without naming it" in found["integration.signature"].reason
     assert len(found["integration.signature"].details["faults"]) == 20 and found["integration.skew"].passed
 
@@ -97,7 +65,7 @@ def test_a_wrong_field_that_is_swallowed_fails_the_signature(through):
     def lenient(path, body):
         for t in (body.get("inputs", []) if isinstance(body, dict) else []): t["data"] = [None if v in ("much", 12.5) else v for v in t["data"]]
         return body
-    found = phases(service_verdicts(through(asked=lenient)))
+    found = phases(service_verdicts(through(ask_change=lenient)))
     assert found["signature"] is Phase.FAILED and found["errors"] is Phase.FAILED
 
 
@@ -107,7 +75,7 @@ def test_skew_between_served_and_trained_features_is_pinned_to_its_feature(clien
         for t in (body.get("inputs", []) if isinstance(body, dict) else []):
             if t["name"] == name: t["data"] = [v * 100 if isinstance(v, float) else v for v in t["data"]]
         return body
-    found = {v.gate: v for v in service_verdicts(through(asked=scaled))}["integration.skew"]
+    found = {v.gate: v for v in service_verdicts(through(ask_change=scaled))}["integration.skew"]
     assert found.phase is Phase.FAILED and name in str(found.details["faults"])
 
 

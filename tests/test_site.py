@@ -130,6 +130,14 @@ def test_the_site_as_files_elsewhere_is_whole_and_has_no_models(ctx, tmp_path):
     with pytest.raises(InvalidInput, match="is a file"): build_site(tmp_path / "file", ctx=ctx)
 
 
+def test_pages_of_somebody_else_are_never_replaced(ctx, tmp_path):
+    theirs = tmp_path / "public" / "site" / "blog.html"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(InvalidInput, match="not this site"): build_site(tmp_path / "public", ctx=ctx)
+    assert theirs.read_text() == "mine" and len(list(theirs.parent.iterdir())) == 1
+
+
 def test_hundreds_of_runs_stay_light_pages(ctx):
     for i in range(400): run_row(ctx, f"20240303-ads-{i:05}")
     build_site(ctx=ctx)

@@ -6,15 +6,15 @@
 __all__ = ['EPILOG', 'KINDS_HELP', 'REVIEW_HELP', 'EVENT_HELP', 'app', 'audit', 'event', 'STARTED_BY', 'MARKS', 'alerts', 'site',
            'tokens', 'exit_code_of', 'say_error', 'Commands', 'everywhere', 'token_of', 'open_home', 'identified',
            'open_context', 'changing', 'print_table', 'stage_line', 'printed_progress', 'say_outcome', 'say_plan',
-           'retrain', 'called', 'run_rows', 'runs', 'show', 'needs_of', 'event_lines', 'shares_of', 'mib',
-           'milliseconds', 'print_serving', 'print_figures', 'needs_now', 'status', 'completed', 'model_names',
-           'open_event_ids', 'event_add', 'event_list', 'event_end', 'models_meant', 'review_names', 'decide',
-           'approve', 'reject', 'continuous', 'packet', 'routed_models', 'complete_version', 'rollback', 'confirmed',
-           'take_back', 'unfence', 'list_alerts', 'acknowledge_alert', 'try_channel', 'monitor', 'ingest', 'register',
-           'bootstrap', 'init', 'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build',
-           'attempted', 'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'say_replay',
-           'replay', 'diff', 'changes_of', 'backtest', 'gates', 'serve', 'up', 'token_issue', 'token_list',
-           'token_revoke', 'free_home', 'demo', 'close_default_engine', 'main']
+           'retrain', 'called', 'run_rows', 'runs', 'show', 'needs_of', 'event_lines', 'mib', 'milliseconds',
+           'print_serving', 'print_figures', 'needs_now', 'status', 'completed', 'model_names', 'open_event_ids',
+           'event_add', 'event_list', 'event_end', 'models_meant', 'review_names', 'decide', 'approve', 'reject',
+           'continuous', 'packet', 'routed_models', 'complete_version', 'rollback', 'confirmed', 'take_back', 'unfence',
+           'list_alerts', 'acknowledge_alert', 'try_channel', 'monitor', 'ingest', 'register', 'bootstrap', 'init',
+           'new_model_files', 'predict', 'doctor', 'backup', 'restore', 'ui', 'site_build', 'attempted',
+           'pipeline_problems', 'problems_of', 'check', 'verify', 'keygen', 'sign', 'export', 'say_replay', 'replay',
+           'diff', 'changes_of', 'backtest', 'gates', 'serve', 'up', 'token_issue', 'token_list', 'token_revoke',
+           'free_home', 'demo', 'close_default_engine', 'main']
 
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
@@ -274,13 +274,6 @@ def event_lines(ctx: Any) -> list[str]:
     return [f"event {e.id}: {e}" for e in open_events(ctx)]
 
 # %% ../nbs/lib/790_cli.ipynb #44352fba
-def shares_of(route: dict) -> str:
-    "Who answers a route's users, and who listens, in a few words."
-    rest = 100 - sum(s["percentage"] for s in route["shares"])
-    users = [f"{s['version']} {s['percentage']:g} % ({s['variant']})" for s in route["shares"]]
-    return ", ".join([*users, f"{route['default']} {rest:g} %", *(f"shadow {s['version']} {s['percentage']:g} %" for s in route["shadows"])])
-
-
 def mib(size: Any) -> str: return f"{size / (1 << 20):,.0f} MiB" if size else ""
 
 
@@ -289,6 +282,7 @@ def milliseconds(value: Any) -> str: return "" if value is None else f"{value:,.
 
 def print_serving(now: dict) -> None:
     "The tables of `within status` that are about serving."
+    from within.oncall import shares_of
     urls = {e["environment"]: e["url"] or "no gateway" for e in now["environments"]}
     rows = [(r["environment"], r["model"], shares_of(r), r["revision"], urls[r["environment"]], "; ".join(r["faults"]) or "answers") for r in now["routes"]]
     if rows: print_table(("environment", "model", "who answers", "revision", "gateway", "state"), rows)

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['LANES', 'WIDTH', 'LANE_H', 'LEFT', 'MOST_EVENTS', 'PER_PAGE', 'SITE_STYLE', 'SEARCH', 'PUBLIC', 'Known', 'owners_of',
            'known', 'LifeEvent', 'model_of', 'version_event', 'traffic_event', 'life', 'ticks', 'timeline_svg',
-           'framed', 'run_link', 'run_table', 'model_link', 'traffic_words', 'home_page', 'model_page', 'pages_of',
-           'page_name', 'runs_page', 'matches', 'search_page', 'search_script', 'addresses', 'page_at', 'build_site',
-           'copy_run']
+           'framed', 'run_link', 'run_table', 'model_link', 'home_page', 'model_page', 'pages_of', 'page_name',
+           'runs_page', 'matches', 'search_page', 'search_script', 'addresses', 'page_at', 'build_site', 'copy_run']
 
 # %% ../nbs/lib/756_site.ipynb #7d2f5960
 import json
@@ -26,6 +25,7 @@ from .context import Context, resolve
 from .errors import InvalidInput
 from .files import write_text
 from .ledger import entries
+from .oncall import shares_of
 from .runs.report import STYLE, WORDS, Markup, badge, table, text
 from .store import Row
 from .verdicts import Record
@@ -198,13 +198,6 @@ def run_table(seen: Known, runs: Iterable[Row], up: str, caption: str) -> str:
 def model_link(model: str, up: str) -> str: return Markup(f'<a href="{up}models/{text(model)}.html">{text(model)}</a>')
 
 
-def traffic_words(body: Mapping) -> str:
-    "Who answers a route's users, and who listens."
-    rest = 100 - sum(s["percentage"] for s in body["shares"])
-    parts = [f"{s['version']} {s['percentage']:g} %" for s in body["shares"]] + ([f"{body['default']} {rest:g} %"] if rest > 0 else [])
-    return ", ".join([*parts, *(f"shadow {s['version']}" for s in body["shadows"])])
-
-
 def home_page(seen: Known) -> str:
     "Models, what needs a person now, the newest runs."
     wanted = "".join(f"<li>{text(n)}</li>" for n in seen.needs)
@@ -212,7 +205,7 @@ def home_page(seen: Known) -> str:
         "<section><h2>Nothing needs a person now</h2></section>"
     newest = {}
     for r in seen.runs: newest.setdefault(r.body["model"], r)
-    served = {m: "; ".join(f"{r.body['environment']}: {traffic_words(r.body)}" for r in seen.routes if r.body["model"] == m) for m in seen.models}
+    served = {m: "; ".join(f"{r.body['environment']}: {shares_of(r.body)}" for r in seen.routes if r.body["model"] == m) for m in seen.models}
     count = Counter(v.name for v in seen.versions)
     rows = [(model_link(m, ""), seen.champions.get(m, "none"), served[m] or "no traffic", count[m],
              Markup(f"{badge(newest[m].body['phase'])} {run_link(seen, newest[m].id, '')}") if m in newest else "none yet") for m in seen.models]
@@ -300,9 +293,9 @@ def search_script(seen: Known) -> str:
 
 # %% ../nbs/lib/756_site.ipynb #ac681ff5
 def addresses(seen: Known) -> list[str]:
-    "Every page of the site, relative to its folder."
+    "Every page of the site, relative to its folder; first the one by which a folder is known to be a site."
     runs = [f"runs/{page_name(n + 1)}" for n in range(pages_of(len(seen.runs)))]
-    return ["index.html", "search.html", "search.js", *(f"models/{m}.html" for m in seen.models), *runs]
+    return ["search.js", "index.html", "search.html", *(f"models/{m}.html" for m in seen.models), *runs]
 
 
 def page_at(seen: Known, address: str, query: str | None = None) -> str | None:
@@ -323,6 +316,8 @@ def build_site(to: Path | str | None = None, # a folder for `site/` and copies o
     ctx = resolve(ctx)
     seen, root = known(ctx, needs), ctx.settings.home if to is None else Path(to).absolute()
     if root.exists() and not root.is_dir(): raise InvalidInput(f"{root} is a file; name a folder for the site")
+    if (root / "site").exists() and not (root / "site" / "search.js").is_file() and (not (root / "site").is_dir() or any((root / "site").iterdir())):
+        raise InvalidInput(f"{root / 'site'} holds something that is not this site, whose pages would be replaced; name another folder")
     wanted = addresses(seen)
     copied = [] if to is None or root.resolve() == ctx.settings.home.resolve() else sorted(seen.reports)
     for i, address in enumerate(wanted):

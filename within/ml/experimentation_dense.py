@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'MOST_BYTES', 'MOST_DAYS', 'MOST_GAP', 'NotDense', 'day_numbers', 'span', 'record_batches', 'ahead', 'coded',
-           'sum_type', 'Cells', 'daily_growth', 'added_up', 'dense_sums', 'fill']
+           'sum_type', 'Cells', 'daily_growth', 'gather', 'added_up', 'dense_sums', 'fill']
 
 # %% ../../nbs/lib/515_ml.experimentation_dense.ipynb #a8ab254a
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -144,6 +144,16 @@ def daily_growth(kind: str, own: np.ndarray, count: np.ndarray, x: np.ndarray | 
     return out
 
 
+def gather(total: dict[str, dict], faults: dict[str, list], sums: Mapping[str, Mapping], wrong: Mapping[str, Sequence]) -> None:
+    "Add the sums and faults of some units to those of the others."
+    for variant, found in sums.items():
+        at = total.setdefault(variant, {})
+        for name, values in found.items(): at[name] = at[name] + values if name in at else values
+    for what, (units, rows, example) in wrong.items():
+        known = faults.setdefault(what, [0, 0, example])
+        known[0], known[1] = known[0] + units, known[1] + rows
+
+
 def added_up(cells: Cells, variants: Sequence[str], block: int = 32_768) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, list]]:
     "(variant -> sums by name with an entry a day, what is wrong -> [units, rows, example]); raises `NotDense` if counts ran over."
     if int(cells.rows.sum(dtype=np.int64)) != cells.counted: raise NotDense("a unit has more than 65,535 rows on a day")
@@ -169,13 +179,7 @@ def added_up(cells: Cells, variants: Sequence[str], block: int = 32_768) -> tupl
 
     total, faults = {}, {}
     with ThreadPoolExecutor(2) as pool:
-        for sums, wrong in pool.map(part, range(0, cells.size, block)):
-            for v, found in sums.items():
-                at = total.setdefault(v, {})
-                for n, values in found.items(): at[n] = at[n] + values if n in at else values
-            for what, (units, rows, example) in wrong.items():
-                known = faults.setdefault(what, [0, 0, example])
-                known[0], known[1] = known[0] + units, known[1] + rows
+        for found in pool.map(part, range(0, cells.size, block)): gather(total, faults, *found)
     return total, faults
 
 # %% ../../nbs/lib/515_ml.experimentation_dense.ipynb #20b5aa90
@@ -202,13 +206,7 @@ def dense_sums(found: Any, unit: str, variant: str, time: str | None, measures: 
         part = (start, min(start + each - 1, high))
         cells = Cells(part, days, [m[1] for m in measures], [kind[m[0]] for m in measures])
         fill(cells, found, unit, variant, time, measures, None if size <= each else part, known)
-        sums, wrong = added_up(cells, list(known))
-        for v, values in sums.items():
-            at = total.setdefault(v, {})
-            for n, a in values.items(): at[n] = at[n] + a if n in at else a
-        for what, (units, rows, example) in wrong.items():
-            at = faults.setdefault(what, [0, 0, example])
-            at[0], at[1] = at[0] + units, at[1] + rows
+        gather(total, faults, *added_up(cells, list(known)))
         ranges = [[min(a[0], b[0]), max(a[1], b[1])] for a, b in zip(ranges, cells.ranges, strict=True)] if ranges else cells.ranges
     return np.arange(days[0], days[1] + 1), total, faults, ranges
 
