@@ -147,6 +147,18 @@ def removal_said(entry: Entry) -> str:
     return (f"{count} file{'s' * (count != 1)} ({entry.body['bytes']:,} bytes) removed on {entry.at:%Y-%m-%d} by {entry.actor} under retention: "
             f"{entry.body['reason']} (entry {entry.seq})")
 
+
+def _pruned_fault(rows: list[dict]) -> str | None:
+    vouched: dict[str, str] = {}
+    for row in rows:
+        body = json.loads(row["body"])
+        for path, digest in body.get("pruned", {}).items():
+            if vouched.pop(path, digest) != digest:
+                return f"entry {row['seq']} removed {path} under retention, and not as the file that was vouched for: it had been changed before"
+        for path in body.get("removed", ()): vouched.pop(path, None)
+        vouched |= body.get("files", {})
+    return None
+
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e004
 @dataclass(frozen=True)
 class AuditResult(Record):
@@ -197,18 +209,6 @@ def _file_fault(home: Path, rows: list[dict], only: str = "") -> str | None:
             return f"{path}, removed under retention by entry {seq}, is there again and is not the file that was removed"
     added = added_file(home, {**vouched, **pruned}, {r for r in sealed_runs(rows) if f"runs/{r}/".startswith(only)})
     return f"{added} was added: no entry vouches for it" if added and added.startswith(only) else None
-
-
-def _pruned_fault(rows: list[dict]) -> str | None:
-    vouched: dict[str, str] = {}
-    for row in rows:
-        body = json.loads(row["body"])
-        for path, digest in body.get("pruned", {}).items():
-            if vouched.pop(path, digest) != digest:
-                return f"entry {row['seq']} removed {path} under retention, and not as the file that was vouched for: it had been changed before"
-        for path in body.get("removed", ()): vouched.pop(path, None)
-        vouched |= body.get("files", {})
-    return None
 
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e006
 def _state_fault(ctx: Context, rows: list[dict]) -> str | None:
