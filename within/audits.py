@@ -55,7 +55,7 @@ def fault(archive, wanted):
         if any(files.pop(p, d) != d for p, d in body.get("pruned", {}).items()): return f"entry {number} removed a file that had been changed"
         for path in body.get("removed", ()): files.pop(path, None)
         files.update(body.get("files", {}))
-        keys, gone = keys + [body["public"]] * (row["kind"] == "key"), gone + len(body.get("pruned", ()))
+        keys, gone = keys + [body[k] for k in ["public"] if row["kind"] == "key"], gone + len(body.get("pruned", ()))
     known = {"ledger.jsonl", "heads.jsonl", "README.txt", "verify.py", *("files/" + p for p in files)}
     if extra := set(names) - known or set(["a second copy"][len(set(names)) == len(names):]): return f"{min(extra)} was added"
     for path, digest in files.items():
