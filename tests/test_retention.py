@@ -272,3 +272,25 @@ def test_a_real_run_that_was_forgotten_cannot_go_on(project):  # noqa: F811
     assert retrain("ad_score_predictor", run="r2", ctx=later).executed == () and verify(later).ok
     assert json.loads((RunFolder(later.settings.home, "r1").path / "decisions.json").read_text())["train"]["outcome"] == "passed"
     assert retention.going(later.settings.home, "r1") == [] and os.path.exists(RunFolder(later.settings.home, "r1").report)
+
+
+def test_the_command_shows_asks_and_removes(home, monkeypatch):
+    from typer.testing import CliRunner
+
+    from within.cli import app
+    for name, value in (("WITHIN_HOME", home.settings.home), ("WITHIN_CONFIGS", home.settings.configs), ("WITHIN_LEDGER_KEY", home.settings.ledger_key),
+                        ("WITHIN_USER", "ops@example.com")): monkeypatch.setenv(name, str(value))
+    def said(*words, code=0):
+        done = CliRunner().invoke(app, ["prune", *words])
+        assert done.exit_code == code, done.output
+        return done.output
+    assert "nothing to remove" in said()
+    shown = said("--keep-runs", "2", "--dry-run")
+    assert "r0" in shown and "stays: 2 runs: it is among the newest 2 of ads" in shown and "24 files" in shown
+    assert "nothing was removed" in said("--keep-runs", "2", code=1)   # nobody is there to be asked
+    assert not entries(home, "retention")
+    assert "removed 24 files" in said("--keep-runs", "2", "--yes") and verify(home).ok
+    assert "nothing to remove" in said("--keep-runs", "2", "--yes")
+    whole = CliRunner().invoke(app, ["audit", "verify"]).output
+    assert "nothing was changed" in whole and "24 files were removed under retention" in whole
+    assert "removed on" in CliRunner().invoke(app, ["show", "r0"]).output

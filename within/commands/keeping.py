@@ -55,7 +55,8 @@ def restore(file: Annotated[Path, typer.Argument(help="What `within backup` wrot
 def say_plan(ctx: Any, plan: Any) -> None:
     "What would go, run by run, and how many runs stay for which reason."
     from collections import Counter
-    rows = [(f.subject if len(f.subject) < 60 else f"{f.subject[:24]}…", f.model, f.ended[:10], f.files, mib(f.bytes) or "0 MiB") for f in (*plan.runs, *plan.snapshots)]
+    def short(subject: str) -> str: return subject if len(subject) < 60 else f"{subject[:24]}…"
+    rows = [(short(f.subject), f.model, f.ended[:10], f.files, mib(f.bytes) or "0 MiB") for f in (*plan.runs, *plan.snapshots)]
     if rows: print_table(("what", "model", "ended", "files", "size"), rows[:50])
     if len(rows) > 50: typer.echo(f"… and {len(rows) - 50:,} more")
     for why, count in Counter(plan.kept.values()).most_common(8): typer.echo(f"stays: {count:,} run{'s' * (count != 1)}: {why}")
@@ -63,13 +64,13 @@ def say_plan(ctx: Any, plan: Any) -> None:
 
 
 @app.command()
-def prune(keep_days: Annotated[int | None, typer.Option(help="Keep the pages of runs that ended less than so many days ago (default: configs/retention.yml, or 365).")] = None,
-          keep_runs: Annotated[int | None, typer.Option(help="Keep the newest so many runs of each model, whatever their age (default: the file's, or 10).")] = None,
+def prune(keep_days: Annotated[int | None, typer.Option(help="Keep runs that ended so many days ago or less (default: configs/retention.yml, 365).")] = None,
+          keep_runs: Annotated[int | None, typer.Option(help="Keep the newest so many runs of each model as well (default: the file's, or 10).")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what could go, and how many bytes.")] = False,
           yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
     """Remove the pages of old runs: notebooks, HTML, drift pages, earlier attempts, rows that only they used.
 
-    Decisions, manifests, reports and review packets stay, and so does every run that something alive rests on. The ledger says first what goes, by whom and why.
+    Decisions, manifests, reports and review packets stay, and so does every run that something alive rests on. The ledger says first what goes, and why.
 
     Example: within prune --keep-days 365 --dry-run
     """
