@@ -39,8 +39,7 @@ def point(coded):
     x = pow(square, (P + 3) // 8, P)
     if (x * x - square) % P: x = x * pow(2, (P - 1) // 4, P) % P
     if (x * x - square) % P or y >= P or len(coded) != 32: raise ValueError("no point of the curve")
-    x = x if x & 1 == odd else P - x
-    return x, y, 1, x * y % P
+    return (x := x if x & 1 == odd else P - x), y, 1, x * y % P
 def signed(head):
     public, given, said = bytes.fromhex(head["public"]), bytes.fromhex(head["signature"]), {k: v for k, v in head.items() if k != "signature"}
     k, s = hashlib.sha512(given[:32] + public + text({"within.head": 1, **said})).digest(), int.from_bytes(given[32:], "little")
@@ -48,25 +47,26 @@ def signed(head):
     return s < L and (one[0] * two[2] - two[0] * one[2]) % P == 0 and (one[1] * two[2] - two[1] * one[2]) % P == 0
 def fault(archive, wanted):
     names, rows, heads = archive.namelist(), *([json.loads(x) for x in archive.read(n).splitlines()] for n in ("ledger.jsonl", "heads.jsonl"))
-    previous, files, keys = "0" * 64, {}, []
+    previous, files, keys, gone = "0" * 64, {}, [], 0
     for number, row in enumerate(rows, 1):
         same = set(row) == {*FIELDS, "hash"} and hashlib.sha256(text({f: row[f] for f in FIELDS})).hexdigest() == row["hash"]
         if not same or row["seq"] != number or row["previous"] != previous: return f"entry {number} was changed, removed, added or moved"
         previous, body = row["hash"], json.loads(row["body"])
+        if any(files.pop(p, d) != d for p, d in body.get("pruned", {}).items()): return f"entry {number} removed a file that had been changed"
         for path in body.get("removed", ()): files.pop(path, None)
         files.update(body.get("files", {}))
-        keys += [body["public"]] if row["kind"] == "key" else []
+        keys, gone = keys + [body[k] for k in ["public"] if row["kind"] == "key"], gone + len(body.get("pruned", ()))
     known = {"ledger.jsonl", "heads.jsonl", "README.txt", "verify.py", *("files/" + p for p in files)}
     if extra := set(names) - known or set(["a second copy"][len(set(names)) == len(names):]): return f"{min(extra)} was added"
     for path, digest in files.items():
         if "files/" + path not in names or hashlib.sha256(archive.read("files/" + path)).hexdigest() != digest: return f"{path} is gone or was changed"
     for i, head in enumerate(heads):
         if [r["hash"] for r in rows[head["seq"] - 1:head["seq"]]] != [head["hash"]]: return f"entry {head['seq']} is not the one that was signed"
-        before = heads[i - 1]["signature"] if i else ""
-        if head["public"] not in keys or head["previous"] != before or not signed(head): return f"head {i + 1} is not genuine"
+        if head["public"] not in keys or head["previous"] != (heads[i - 1]["signature"] if i else "") or not signed(head): return f"head {i + 1} is not genuine"
     marks = [hashlib.sha256(bytes.fromhex(k)).hexdigest()[:16] for k in keys[-1:]]
     if (keys or wanted) and (not heads or wanted not in ("", *marks)): return f"no head of the key {wanted or marks[0]}"
-    print(len(rows), "entries,", len(files), "files;", f"signed up to entry {heads[-1]['seq']} by {marks[0]}: the owner's key?" if heads else "not signed")
+    said = f"signed up to entry {heads[-1]['seq']} by {marks[0]}: the owner's key?" if heads else "not signed"
+    print(f"{len(rows)} entries, {len(files)} files{f', {gone} removed under retention' if gone else ''}; {said}")
 if __name__ == "__main__":
     try: found = fault(zipfile.ZipFile(sys.argv[1]), "".join(sys.argv[2:3]))
     except Exception as e: found = f"it cannot be read: {type(e).__name__}: {e}"
@@ -79,7 +79,8 @@ An audit archive of `within`, made on {at}.
 
 ledger.jsonl   every entry of the ledger in order, one a line. hash = SHA-256 of the canonical JSON (keys sorted, no spaces, UTF-8) of seq, at, kind,
                subject, actor, body and previous; previous = the hash of the entry before, 64 zeros for the first
-files/         every file that the entries vouch for: body.files maps paths to SHA-256, body.removed lists paths that are vouched for no longer
+files/         every file that the entries vouch for: body.files maps paths to SHA-256, body.removed lists paths that are vouched for no longer,
+               body.pruned (entries of the kind "retention") files that were removed because they were old, with their SHA-256: not here
 heads.jsonl    signed heads: Ed25519 over the canonical JSON of {{"within.head": 1}} and all fields of the line but the signature.
                Entries of the kind "key" name the public keys
 verify.py      checks all of this with Python 3.9 or later and nothing else:   python -I verify.py ARCHIVE.zip [FINGERPRINT]

@@ -24,6 +24,7 @@ from .clock import iso
 from .context import Context, resolve
 from .errors import InvalidInput
 from .ledger import AuditResult, verify
+from .runs.stages import take_lock
 from .store import Store, online_copy
 from .verdicts import Record
 
@@ -109,7 +110,8 @@ def back_up(to: Path | str, # a new file, such as within-2024-03-01.tar
     if to.resolve().is_relative_to(home): raise InvalidInput(f"{to} lies in the home it would copy; choose a place on another disk")
     inside = ctx.settings.database_url.startswith("sqlite")
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
+    keeping = take_lock(home / "locks" / "keeping.lock", 3600.0, "what the home keeps (a removal of old runs, or another backup)")
+    with keeping, tempfile.TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as scratch:
         copies = {p.relative_to(home).as_posix(): online_copy(p, Path(scratch, str(i))) for i, p in enumerate(databases(home))}
         audit = audited(ctx, copies.get("within.db") if inside else None)
         if not audit.ok: raise InvalidInput(f"the evidence does not verify, a backup would only keep the fault: {audit.first_fault}")

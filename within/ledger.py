@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'RUN_KINDS', 'LOOSE', 'entry_hash', 'Entry', 'append', 'entries', 'record', 'overtaken', 'vouched_files',
-           'sealed_runs', 'is_loose', 'added_file', 'AuditResult', 'verify', 'verify_run', 'sign']
+           'pruned_files', 'sealed_runs', 'is_loose', 'added_file', 'removal', 'removal_said', 'AuditResult', 'verify',
+           'verify_run', 'sign']
 
 # %% ../nbs/lib/130_ledger.ipynb #4a4c48fc
 import hashlib
@@ -96,9 +97,19 @@ def vouched_files(rows: Iterable[Mapping]) -> dict[str, tuple[str, int]]: # rows
     vouched = {}
     for row in rows:
         body = json.loads(row["body"])
-        for path in body.get("removed", ()): vouched.pop(path, None)
+        for path in (*body.get("removed", ()), *body.get("pruned", ())): vouched.pop(path, None)
         vouched |= {p: (d, row["seq"]) for p, d in body.get("files", {}).items()}
     return vouched
+
+
+def pruned_files(rows: Iterable[Mapping]) -> dict[str, tuple[str, int]]: # rows as stored
+    "Digest and entry number by path (relative to the home) of every file that was removed under retention and that nobody vouched for since."
+    pruned = {}
+    for row in rows:
+        body = json.loads(row["body"])
+        for path in body.get("files", ()): pruned.pop(path, None)
+        pruned |= {p: (d, row["seq"]) for p, d in body.get("pruned", {}).items()}
+    return pruned
 
 
 def sealed_runs(rows: Iterable[Mapping]) -> set[str]:
@@ -113,7 +124,7 @@ def is_loose(path: Path) -> bool: # relative to the run's folder
     return path.as_posix() in LOOSE or noted or ".ipynb_checkpoints" in path.parts
 
 
-def added_file(home: Path, vouched: Mapping, sealed: Iterable[str]) -> str | None:
+def added_file(home: Path, vouched: Mapping, sealed: Iterable[str]) -> str | None: # vouched: also those that a removal has not come to yet
     "The first file that lies where everything is vouched for, and is not, relative to the home; None if there is none."
     models = {p.split("/")[1] for p in vouched if re.fullmatch(r"models/[0-9a-f]{64}/.+", p)}
     runs = [home / "runs" / run for run in sorted(sealed)]
@@ -121,6 +132,31 @@ def added_file(home: Path, vouched: Mapping, sealed: Iterable[str]) -> str | Non
         for file in sorted(f for f in place.rglob("*") if f.is_symlink() or not f.is_dir()):
             loose = is_loose(file.relative_to(place)) if place in runs else file.name.startswith(".new-")   # what a killed process began
             if file.relative_to(home).as_posix() not in vouched and not loose: return file.relative_to(home).as_posix()
+    return None
+
+# %% ../nbs/lib/130_ledger.ipynb #a0c1e1b2
+def removal(ctx: Context, subject: str) -> str:
+    "When, by whom and why files of a run (or a snapshot) were removed under retention, in a sentence; empty when none were."
+    told = entries(ctx, "retention", subject)
+    return removal_said(told[-1]) if told else ""
+
+
+def removal_said(entry: Entry) -> str:
+    "A retention entry as a sentence."
+    count = len(entry.body["pruned"])
+    return (f"{count} file{'s' * (count != 1)} ({entry.body['bytes']:,} bytes) removed on {entry.at:%Y-%m-%d} by {entry.actor} under retention: "
+            f"{entry.body['reason']} (entry {entry.seq})")
+
+
+def _pruned_fault(rows: list[dict]) -> str | None:
+    vouched: dict[str, str] = {}
+    for row in rows:
+        body = json.loads(row["body"])
+        for path, digest in body.get("pruned", {}).items():
+            if vouched.pop(path, digest) != digest:
+                return f"entry {row['seq']} removed {path} under retention, and not as the file that was vouched for: it had been changed before"
+        for path in body.get("removed", ()): vouched.pop(path, None)
+        vouched |= body.get("files", {})
     return None
 
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e004
@@ -134,6 +170,7 @@ class AuditResult(Record):
     head: str = ""   # hash of the last entry
     signed: int = 0  # the last entry that a signed head covers
     key: str = ""    # fingerprint of the key that signed it
+    pruned: int = 0  # files removed under retention, each with an entry that says so
 
     @property
     def cover(self) -> str:
@@ -164,7 +201,13 @@ def _file_fault(home: Path, rows: list[dict], only: str = "") -> str | None:
         if not path.startswith(only): continue
         if not file.is_file(): return f"{path}, vouched for by entry {seq}, is gone"
         if file_digest(file) != digest: return f"{path} is not the file that entry {seq} vouches for: it was changed afterwards"
-    added = added_file(home, vouched, {r for r in sealed_runs(rows) if f"runs/{r}/".startswith(only)})
+    pruned = pruned_files(rows)
+    for path, (digest, seq) in pruned.items():
+        file = home / path
+        if path.startswith("snapshots/") or not path.startswith(only) or not (file.is_symlink() or file.exists()): continue   # a snapshot may be made again
+        if file.is_symlink() or not file.is_file() or file_digest(file) != digest:
+            return f"{path}, removed under retention by entry {seq}, is there again and is not the file that was removed"
+    added = added_file(home, {**vouched, **pruned}, {r for r in sealed_runs(rows) if f"runs/{r}/".startswith(only)})
     return f"{added} was added: no entry vouches for it" if added and added.startswith(only) else None
 
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e006
@@ -196,15 +239,16 @@ def verify(ctx: Context | None = None) -> AuditResult:
         if fault := fault or _chain_fault(rows): return AuditResult(False, len(rows), 0, fault)
         keys = [json.loads(r["body"])["public"] for r in rows if r["kind"] == "key"]
         fault, signed, key = head_fault(ctx, rows, keys)
-        fault = fault or _file_fault(ctx.settings.home, rows) or _state_fault(ctx, rows)
+        fault = fault or _pruned_fault(rows) or _file_fault(ctx.settings.home, rows) or _state_fault(ctx, rows)
         if fault is None or len(_rows(ctx)[0]) == len(rows): break
-    return AuditResult(fault is None, len(rows), len(vouched_files(rows)), fault, rows[-1]["hash"] if rows else "", signed, fingerprint(key) if key else "")
+    return AuditResult(fault is None, len(rows), len(vouched_files(rows)), fault, rows[-1]["hash"] if rows else "", signed, fingerprint(key) if key else "",
+                       len(pruned_files(rows)))
 
 
 def verify_run(ctx: Context, run: str) -> str | None:
     "The first fault of the ledger, or of the files of one run; None if both are whole."
     rows, fault = _rows(ctx)
-    return fault or _chain_fault(rows) or _file_fault(ctx.settings.home, rows, f"runs/{run}/")
+    return fault or _chain_fault(rows) or _pruned_fault(rows) or _file_fault(ctx.settings.home, rows, f"runs/{run}/")
 
 # %% ../nbs/lib/130_ledger.ipynb #a0c1e008
 def sign(ctx: Context | None = None, new_key: bool = False) -> Head:

@@ -37,7 +37,7 @@ def material() -> Path:
     raise InvalidInput("the notebooks and configs did not come with this installation of within; install it from its wheel or work in a checkout")
 
 # %% ../nbs/lib/760_projects.ipynb #b1482fc0
-COMMON_CONFIGS = ("policies.yml", "environments.yml", "alerts.yml")
+COMMON_CONFIGS = ("policies.yml", "environments.yml", "alerts.yml", "retention.yml")
 IGNORED = ".within/\nproducts/\n__pycache__/\n.ipynb_checkpoints/\n"
 README = """# {name}
 

@@ -24,7 +24,7 @@ from .clock import iso
 from .context import Context, resolve
 from .errors import InvalidInput
 from .files import write_text
-from .ledger import entries
+from .ledger import entries, removal_said
 from .oncall import shares_of
 from .runs.report import STYLE, WORDS, Markup, badge, table, text
 from .store import Row
@@ -43,6 +43,7 @@ class Known(Record):
     owners: dict[str, str] = field(repr=False, default_factory=dict)   # id of a run, deployment, rollout, experiment, monitor or alert -> model
     told: tuple[Any, ...] = field(repr=False, default=())              # the ledger's entries
     needs: tuple[str, ...] = ()            # what a person has to do now, as `within status` says it
+    removed: dict[str, str] = field(repr=False, default_factory=dict)  # run -> when, by whom and why its pages were removed
 
     @property
     def models(self) -> list[str]: return sorted({v.name for v in self.versions} | {r.body["model"] for r in (*self.runs, *self.routes)})
@@ -63,7 +64,9 @@ def known(ctx: Context, needs: Iterable[str] = ()) -> Known:
     runs, versions = ctx.store.find("run"), tuple(ctx.store.model_versions())
     champions = {n: v for n in {v.name for v in versions} if (v := ctx.store.alias(n, "champion"))}
     routes = tuple(ctx.store.find("route"))
-    return Known(ctx.now(), tuple(reversed(runs)), reports, versions, champions, routes, owners_of(ctx), tuple(entries(ctx)), tuple(needs))
+    told = tuple(entries(ctx))
+    removed = {e.subject: removal_said(e) for e in told if e.kind == "retention"}
+    return Known(ctx.now(), tuple(reversed(runs)), reports, versions, champions, routes, owners_of(ctx), told, tuple(needs), removed)
 
 # %% ../nbs/lib/756_site.ipynb #a8590750
 LANES = ("triggers", "runs", "versions", "traffic", "experiments", "rollouts", "alerts")
@@ -110,6 +113,7 @@ def traffic_event(e: Any) -> tuple[str, str, str, str] | None:
         fired = body.get("outcome") == "passed"
         return "triggers", "running" if fired else "pending", "a reason to retrain" if fired else "no reason to retrain", why
     if e.kind == "run": return "runs", phase, f"run {WORDS[phase]} at {body.get('stage', '')}", why
+    if e.kind == "retention": return "runs", "pending", "old pages removed", removal_said(e)
     if e.kind == "rollback":
         return "traffic", "failed", f"rolled back to {body.get('target_version') or body.get('to') or 'the version before'}", why
     if e.kind == "deployment":
@@ -190,7 +194,8 @@ def run_link(seen: Known, run: str, up: str) -> str:
 
 
 def run_table(seen: Known, runs: Iterable[Row], up: str, caption: str) -> str:
-    rows = [(run_link(seen, r.id, up), Markup(badge(r.body["phase"])), r.body.get("reason", ""), r.body["model"], r.body.get("stage", ""),
+    def why(r: Row) -> str: return f"{r.body.get('reason', '')}{f' ({seen.removed[r.id]})' if r.id in seen.removed else ''}"
+    rows = [(run_link(seen, r.id, up), Markup(badge(r.body["phase"])), why(r), r.body["model"], r.body.get("stage", ""),
              f"{r.at:%Y-%m-%d %H:%M}") for r in runs]
     return table(("run", "state", "why", "model", "stage", "when"), rows, caption)
 

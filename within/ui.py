@@ -72,7 +72,7 @@ class Page(BaseHTTPRequestHandler):
         asked = urlsplit(self.path)
         address = unquote(asked.path).lstrip("/")
         if address in ("", "site", "site/"): return self.go("/site/index.html")
-        if address.startswith("runs/"): return self.file(run_file(self.server.ctx, address[5:]), with_body)
+        if address.startswith("runs/"): return self.file(run_file(self.server.ctx, address[5:]), with_body, address[5:].partition("/")[0])
         query = parse_qs(asked.query, max_num_fields=20).get("q", [None])[0] if asked.query else None
         try: text = page_at(self.server.seen(), address[5:], query) if address.startswith("site/") else None
         except Exception as e:   # a page must not take the server with it
@@ -80,7 +80,8 @@ class Page(BaseHTTPRequestHandler):
         if text is None: return self.say(HTTPStatus.NOT_FOUND, b"no such page\n", "text/plain", OWN, with_body)
         self.say(HTTPStatus.OK, text.encode(), KINDS[Path(address).suffix], OWN, with_body)
 
-    def file(self, path: Path | None, with_body: bool) -> None:
+    def file(self, path: Path | None, with_body: bool, run: str) -> None:
+        if path is None and (gone := self.server.seen().removed.get(run)): return self.say(HTTPStatus.GONE, f"{gone}\n".encode(), KINDS[".log"], OWN, with_body)
         if path is None: return self.say(HTTPStatus.NOT_FOUND, b"no such file of a run\n", "text/plain", OWN, with_body)
         kind = KINDS.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         self.say(HTTPStatus.OK, path.read_bytes(), kind, OWN if path.name == "index.html" else FOREIGN, with_body)

@@ -118,10 +118,11 @@ def problems_of(ctx: Any, root: Path) -> list[str]:
     from within.alerts import channel_problems
     from within.ml.catches import all_unproved
     from within.policies import load_alerts, load_environments, load_policy, models_configured
+    from within.retention import load_retention
     from within.sources import load_source
     configs = ctx.settings.configs
     found = [p for m in models_configured(configs) for p in attempted(load_policy, m, configs)]
-    found += [*attempted(load_environments, configs), *attempted(load_alerts, configs)]
+    found += [*attempted(load_environments, configs), *attempted(load_alerts, configs), *attempted(load_retention, configs)]
     found += channel_problems(configs) if not found else []
     found += all_unproved(ctx)
     found += [p for f in sorted((configs / "sources").glob("*.yml")) for p in attempted(load_source, f)]

@@ -87,6 +87,7 @@ def runs() -> None:
 def show(run: Annotated[str, typer.Argument(help="A run's id.")],
          copy: Annotated[Path | None, typer.Option(help="Write the report as one page to send, NAME.html, which needs no other file.")] = None) -> None:
     "Show one run: each stage's outcome and sentence, and where the report is."
+    from within.ledger import removal
     from within.runs.folder import find_run, published
     from within.runs.report import write_copy
     ctx = open_context()
@@ -96,6 +97,7 @@ def show(run: Annotated[str, typer.Argument(help="A run's id.")],
     rows = [(s, called(bodies.get(s, {}).get("outcome", "pending")), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
     print_table(("stage", "outcome", "why"), rows)
     if row: typer.echo(f"{called(row.body['phase'])} at {row.body['stage']}: {row.body['reason']}")
+    if gone := removal(ctx, run): typer.echo(gone)
     for attempt in folder.attempts(): typer.echo(f"attempt {attempt.name}: {', '.join(sorted(p.name for p in attempt.iterdir()))}")
     typer.echo(f"report: {folder.report}")
 

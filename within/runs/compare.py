@@ -18,6 +18,7 @@ from ..context import Context
 from ..errors import InvalidInput
 from .folder import RunFolder, find_run, published
 from ..files import read_json
+from ..ledger import removal
 from ..verdicts import Record
 
 # %% ../../nbs/lib/748_runs.compare.ipynb #62c3edbb
@@ -151,6 +152,7 @@ def facts_of(ctx: Context, folder: RunFolder) -> dict[tuple[str, str], Any]:
     for stage in want["stages"]:
         body = bodies.get(stage, {})
         facts |= {("decisions", stage): body.get("outcome", "pending"), ("decisions", f"{stage}: why"): body.get("reason", "")}
+    if gone := removal(ctx, folder.id): facts["run", "pages"] = gone
     return facts
 
 

@@ -19,7 +19,7 @@ from ..clock import parse_time
 from ..context import Context
 from ..errors import DigestMismatch, InvalidInput, unknown
 from ..files import file_digest, read_json, write_json
-from ..ledger import verify_run, vouched_files
+from ..ledger import removal, verify_run, vouched_files
 from .compare import LIVE, Difference, Equality, has_intervals, overall, stage_differences
 from .folder import RunFolder, find_run, published
 from .walk import Progress, code_version, installed_packages, retrain
@@ -189,6 +189,7 @@ def replay(run: str, ctx: Context | None = None, until: str | None = None, toler
         raise InvalidInput(f"run {run} did not note where the store stood when it began (it was made by an earlier version); it cannot be replayed")
     changes = environment_changes(folder)
     for line in changes or ["code, lock, Python and packages are those of the run"]: tell(line)
+    if gone := removal(ctx, run): tell(f"{gone}; compared is what the ledger kept")
     place = place or ctx.settings.home / "replays"
     fresh = place / f"{run}-{1 + max((int(p.name.rpartition('-')[2]) for p in place.glob(f'{run}-*') if p.name.rpartition('-')[2].isdigit()), default=0)}"
     inner = furnish(ctx, folder, fresh)

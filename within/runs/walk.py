@@ -34,7 +34,7 @@ from ..clock import SystemClock, iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
 from ..files import file_digest, read_json, write_json, write_text
-from ..ledger import append, entries, is_loose, sign, vouched_files
+from ..ledger import append, entries, is_loose, removal, sign, vouched_files
 from ..ledger_heads import key_place
 from ..policies import adjusted, models_configured, policy_digest
 from .folder import (PRODUCTS, RunFolder, copy_sources, criteria_config, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
@@ -533,6 +533,7 @@ def retrain(model: str,
         folder = find_run(ctx.settings.home, run)
         want, sets = folder.intention, list(sets)
         if want["model"] != model: raise InvalidInput(f"run {run} is of {want['model']}, not {model}")
+        if gone := removal(ctx, folder.id): raise InvalidInput(f"run {run} cannot go on: {gone}; begin a new run, or make its pages again with within replay")
         if sets or source not in ("", want["source"]): raise InvalidInput("a run keeps the parameters it began with: --set and --source belong to a new run")
         stages, subject, plan = want["stages"], subject_name(model, want["source"]), {}
     else:
