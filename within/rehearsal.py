@@ -6,7 +6,7 @@
 __all__ = ['SMALL', 'FIRST', 'REVIEWER', 'AUTHOR', 'MOST_LOOKS', 'REQUESTS', 'flat', 'differences', 'fitted', 'lay_out', 'alone',
            'Event', 'Schedule', 'Life', 'living']
 
-# %% ../nbs/lib/754_rehearsal.ipynb #d3781132
+# %% ../nbs/lib/754_rehearsal.ipynb #e58c7a47
 import contextlib
 import os
 import shutil
@@ -24,18 +24,19 @@ from .errors import Conflict, InvalidInput, WithinError, unknown
 from .files import write_text
 from .ledger import entries
 from .ml.approvals import give_standing
-from .ml.continuous import ContinuousTrainer
+from .ml.continuous import ContinuousTrainer, schedules_to_look_at, unfinished
 from .ml.registry import ModelRegistry
 from .policies import ModelPolicy, load_policy
+from .rehearsal_faults import Accidents, Plant
 from .scheduler import Scheduler
-from .serving.replayer import Replayer, traffic_of
+from .serving.replayer import Replayer
 from .serving.supervisor import hold, release
 from .settings import project_root
 from .simulation import MONTHS, traffic
 from .verdicts import Record
 from .world import bootstrap, days_of, place_in_production
 
-# %% ../nbs/lib/754_rehearsal.ipynb #63848679
+# %% ../nbs/lib/754_rehearsal.ipynb #be0f5759
 def flat(body: Any, prefix: str = "") -> dict[str, Any]:
     "A nested mapping as values by dotted key."
     if not isinstance(body, dict) or not body: return {prefix: body}
@@ -47,7 +48,7 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     old, new = (flat(p.model_dump(mode="json", by_alias=True)) for p in (before, after))
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
-# %% ../nbs/lib/754_rehearsal.ipynb #b412a94c
+# %% ../nbs/lib/754_rehearsal.ipynb #4b9e6065
 SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
 
 
@@ -84,7 +85,7 @@ def alone(**given: str) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #58114d0b
+# %% ../nbs/lib/754_rehearsal.ipynb #a143ca23
 @dataclass(frozen=True)
 class Event(Record):
     "Something that happened in a rehearsed life."
@@ -97,7 +98,7 @@ class Event(Record):
     @property
     def key(self) -> tuple[str, str, str, str]: return iso(self.at), self.kind, self.subject, self.outcome
 
-# %% ../nbs/lib/754_rehearsal.ipynb #c9aa2c7a
+# %% ../nbs/lib/754_rehearsal.ipynb #32d70769
 FIRST, REVIEWER, AUTHOR = "2023-10-01", "rehearsal-reviewer@example.com", "rehearsal-author@example.com"
 MOST_LOOKS = 60      # of the scheduler in one day
 REQUESTS = 3_200     # a day of the ad world, at any scale
@@ -113,14 +114,14 @@ class Schedule(Record):
 class Life:
     "A furnished throw-away home whose days pass one by one."
 
-    def __init__(self, ctx: Context, models: tuple[str, ...], seed: int, scale: float, schedule: Schedule):
+    def __init__(self, ctx: Context, models: tuple[str, ...], seed: int, scale: float, schedule: Schedule, plants: tuple[Plant, ...] = ()):
         self.ctx, self.models, self.schedule = ctx, models, schedule
         bootstrap(FIRST, seed=seed, scale=scale, ctx=ctx)
         for month in MONTHS:
             begin, days = days_of(month, parse_time(FIRST))
             if days: ctx.warehouse.add("ads_traffic", traffic(begin, days, REQUESTS, seed), month)
         ctx.path("paced").touch()
-        self.scheduler = Scheduler(ctx)
+        self.scheduler, self.accidents = Scheduler(ctx), Accidents(ctx, plants, parse_time(FIRST))
 
     def begin(self, until: datetime) -> None:
         "Put a version of each model into production, schedule its training and give the standing approval."
@@ -135,21 +136,31 @@ class Life:
         "A standing approval by a reviewer who is not the author."
         give_standing(self.ctx, model, REVIEWER, self.schedule.per_month, until, "rehearsal: nobody looked at this")
 
-    def source(self, ctx: Context, route: Any) -> Any: return traffic_of(ctx, route)
+    def learning(self) -> set[str]:
+        "Models whose schedule begins a run at this look."
+        return {r.body["model"] for r in schedules_to_look_at(self.ctx) if not unfinished(self.ctx, r)}
 
     def pass_day(self) -> datetime:
         "The next day's requests, and all that is due at its end."
-        Replayer(self.ctx, self.source, paces=True).advance_to(self.ctx.now() + timedelta(days=1))
+        Replayer(self.ctx, self.accidents.source, paces=True).advance_to(self.ctx.now() + timedelta(days=1))
+        self.accidents.passed()
+        with self.accidents.spoiling(self.learning()): self.look()
+        self.accidents.passed()   # a rollout may have begun
+        return self.ctx.now()
+
+    def look(self) -> None:
+        "All that is due, and what it leads to."
         for _ in range(MOST_LOOKS):
             self.scheduler.tick()
-            if self.scheduler.running is None: return self.ctx.now()
+            if self.scheduler.running is None: return
             self.scheduler.running[1].wait()
             self.scheduler.collect()
         raise Conflict(f"the scheduler finds no end on {self.ctx.now():%Y-%m-%d}: {', '.join(self.scheduler.tick())}")
 
 
 @contextlib.contextmanager
-def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str, dict], seed: int, scale: float, schedule: Schedule) -> Iterator[Life]:
+def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str, dict], seed: int, scale: float, schedule: Schedule,
+           plants: tuple[Plant, ...] = ()) -> Iterator[Life]:
     "A life in a folder that is empty or does not exist; its processes are gone afterwards, its files stay."
     here, home = lay_out(place, configs, bodies), place / "home"
     given = {"HOME": home, "CONFIGS": here, "CLOCK": "replay", "USER": AUTHOR, "SEED": seed, "LEDGER_KEY": place / "no.key"}
@@ -158,8 +169,8 @@ def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str
         try:
             (home / "logs").mkdir(exist_ok=True, mode=0o700)
             with open(home / "logs/rehearsal.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                life = Life(ctx, models, seed, scale, schedule)
-                with hold(ctx):
+                life = Life(ctx, models, seed, scale, schedule, plants)
+                with hold(ctx), life.accidents:
                     try: yield life
                     finally: life.scheduler.end()
         finally:

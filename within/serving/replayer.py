@@ -48,6 +48,7 @@ class Traffic:
     rows: Callable[[datetime, datetime], "pd.DataFrame"]  # (since, until] by `at`, sorted; META columns, features and segments
     due: Callable[[datetime, datetime], "pd.DataFrame"]   # the same by `outcome_at`
     segments: tuple[str, ...] = ()
+    memory_days: int = 5                                  # how old an answer may be when its outcome comes
 
 
 def _between(ctx: Context, dataset: str, column: str) -> Callable[[datetime, datetime], "pd.DataFrame"]:
@@ -274,7 +275,7 @@ class Stream:
         self._bearer = f"Bearer {token(ctx.settings)}"
         self._connections = [Connection(self.url, self._bearer) for _ in range(connections)]
         self._path = f"/v2/models/{self.route.model}/infer"
-        self._answers = known_answers(ctx, self.route)
+        self._answers = known_answers(ctx, self.route, traffic.memory_days)
 
     def features(self) -> list[str]:
         "What the routed versions take, as the gateway says."
