@@ -370,7 +370,7 @@ def load_policy(model: str, # the model's name
     file = Path(instead or file)
     own, lines = read_yaml(file)
     common, common_lines = read_yaml(configs / "policies.yml") if (configs / "policies.yml").is_file() else ({}, {})
-    if own.get("model", model) != model: raise ConfigError(f"the policy of {model} was expected, this is of the model {own['model']!r}", file, lines.get(("model",)), "model")
+    if own.get("model", model) != model: raise ConfigError(f"this is the policy of {own['model']!r}, not of {model}", file, lines.get(("model",)), "model")
     if common:  # on its own first, so that a fault in it is reported where it stands
         stub = {"model": "any", "class": "a:A", "dataset": "any", "target": "t", "unit": "u"}
         validated(ModelPolicy, _merged(stub, common), configs / "policies.yml", common_lines)
