@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'FIRST', 'REVIEWER', 'AUTHOR', 'MOST_LOOKS', 'REQUESTS', 'TO
            'fault_sentence', 'checked_days', 'checked_models', 'folder_for', 'figures_of', 'letters_of', 'live',
            'rehearse']
 
-# %% ../nbs/lib/754_rehearsal.ipynb #73386160
+# %% ../nbs/lib/754_rehearsal.ipynb #5ce65555
 import contextlib
 import os
 import re
@@ -28,7 +28,7 @@ from .context import Context
 from .errors import Conflict, InvalidInput, UnknownModel, unknown
 from .files import write_text
 from .ledger import Entry, entries
-from .ml.approvals import give_standing
+from .ml.approvals import give_standing, rolled_back_at, standing_of, uses_of
 from .ml.continuous import ContinuousTrainer, schedules_to_look_at, unfinished
 from .ml.registry import ModelRegistry
 from .policies import ModelPolicy, load_policy, read_yaml
@@ -42,7 +42,7 @@ from .simulation.events import checked_seed
 from .verdicts import Record
 from .world import bootstrap, days_of, place_in_production, sizes
 
-# %% ../nbs/lib/754_rehearsal.ipynb #31fe26f8
+# %% ../nbs/lib/754_rehearsal.ipynb #1ec988ca
 def flat(body: Any, prefix: str = "") -> dict[str, Any]:
     "A nested mapping as values by dotted key."
     if not isinstance(body, dict) or not body: return {prefix: body}
@@ -54,7 +54,7 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     old, new = (flat(p.model_dump(mode="json", by_alias=True)) for p in (before, after))
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
-# %% ../nbs/lib/754_rehearsal.ipynb #37fead26
+# %% ../nbs/lib/754_rehearsal.ipynb #81a5c79b
 SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
 
 
@@ -91,7 +91,7 @@ def alone(**given: str) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #d7ebe970
+# %% ../nbs/lib/754_rehearsal.ipynb #62990a02
 @dataclass(frozen=True)
 class Event(Record):
     "Something that happened in a rehearsed life."
@@ -104,7 +104,7 @@ class Event(Record):
     @property
     def key(self) -> tuple[str, str, str, str]: return iso(self.at), self.kind, self.subject, self.outcome
 
-# %% ../nbs/lib/754_rehearsal.ipynb #8f9abfa6
+# %% ../nbs/lib/754_rehearsal.ipynb #064381ec
 FIRST, REVIEWER, AUTHOR = "2023-10-01", "rehearsal-reviewer@example.com", "rehearsal-author@example.com"
 MOST_LOOKS = 60      # of the scheduler in one day
 REQUESTS = 3_200     # a day of the ad world, at any scale
@@ -115,6 +115,7 @@ class Schedule(Record):
     "How the models of a rehearsal are retrained."
     frequency: str = "weekly"    # as `within continuous enable --every`
     per_month: int = 2           # automatic deployments, 1 to 31
+    approve_after: int | None = None   # days after a rollback on which the reviewer gives the standing approval anew; None: nobody does
 
 
 class Life:
@@ -131,16 +132,25 @@ class Life:
 
     def begin(self, until: datetime) -> None:
         "Put a version of each model into production, schedule its training and give the standing approval."
+        self.until = until
         for model in self.models:
             place_in_production(self.ctx, ModelRegistry(self.ctx).history(model)[-1])
             window, s = self.ctx.policy(model).training.window_days, self.schedule
             ContinuousTrainer(model, training_frequency=s.frequency, data_window=f"rolling_{window}d", auto_deployment=True,
                               max_auto_deployments_per_month=s.per_month, ctx=self.ctx).enable()
-            self.approve(model, until)
+            self.approve(model)
 
-    def approve(self, model: str, until: datetime) -> None:
+    def approve(self, model: str) -> None:
         "A standing approval by a reviewer who is not the author."
-        give_standing(self.ctx, model, REVIEWER, self.schedule.per_month, until, "rehearsal: nobody looked at this")
+        give_standing(self.ctx, model, REVIEWER, self.schedule.per_month, self.until, "rehearsal: nobody looked at this")
+
+    def review(self) -> None:
+        "Give the standing approvals anew whose last version was rolled back so many days ago."
+        for model in self.models if self.schedule.approve_after is not None else ():
+            used, standing = uses_of(self.ctx, model), standing_of(self.ctx, model)
+            back = rolled_back_at(self.ctx, used[-1]["model_id"]) if used else 0
+            at = next((e.at for e in entries(self.ctx) if e.seq == back), None)
+            if at and back > standing.after and self.ctx.now() >= at + timedelta(days=self.schedule.approve_after): self.approve(model)
 
     def learning(self) -> set[str]:
         "Models whose schedule begins a run at this look."
@@ -150,6 +160,7 @@ class Life:
         "The next day's requests, and all that is due at its end."
         Replayer(self.ctx, self.accidents.source, paces=True).advance_to(self.ctx.now() + timedelta(days=1))
         self.accidents.passed()
+        self.review()
         with self.accidents.spoiling(self.learning()): self.look()
         self.accidents.passed()   # a rollout may have begun
         return self.ctx.now()
@@ -183,7 +194,7 @@ def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str
             release(home)
             ctx.close()
 
-# %% ../nbs/lib/754_rehearsal.ipynb #79138552
+# %% ../nbs/lib/754_rehearsal.ipynb #83acba16
 TOLD = ("schedule", "decision", "run", "approval", "rejection", "standing", "route", "deployment", "rollout", "rollback", "alert", "fence", "fault")
 WORDS = ("outcome", "event", "action", "phase", "status")   # where an entry says what came of it
 
@@ -224,7 +235,7 @@ def events_of(ctx: Context) -> tuple[Event, ...]:
     told = [e for entry in entries(ctx) if (e := event_of(entry)) is not None]
     return tuple(sorted([*told, *phases(ctx, "experiment"), *phases(ctx, "monitor")], key=lambda e: e.at))   # stable: the ledger's order within a moment
 
-# %% ../nbs/lib/754_rehearsal.ipynb #fdda6d2b
+# %% ../nbs/lib/754_rehearsal.ipynb #bb189cbc
 NOT_WELL = ("failed", "inconclusive", "error", "hold", "ask", "rollback", "went back", "opened", "waiting", "fenced")
 SAYS = {Fault.BAD_CHALLENGER: r".", Fault.LATENCY_CREEP: r"latency|slower|\bms\b|answered? in time|error_rate|too slow",
         Fault.LABEL_DELAY: r"accuracy|outcome|no row has it|known",
@@ -320,7 +331,7 @@ def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
     if e is None: return f"{what} was never noticed"
     return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
 
-# %% ../nbs/lib/754_rehearsal.ipynb #3adbc4d9
+# %% ../nbs/lib/754_rehearsal.ipynb #526b0b36
 LONGEST = 120   # days: the ad world ends
 WORLD = ("ad_score_predictor", "ad_sentiment_analyzer", "account_health_predictor")
 BEGINS = {Fault.BAD_CHALLENGER: 5, Fault.LATENCY_CREEP: 0, Fault.LABEL_DELAY: 15, Fault.TRAFFIC_STOP: 20}   # the day of a fault that is planted alone
