@@ -6,7 +6,7 @@
 __all__ = ['ENDS', 'ends', 'runs_of', 'shares_of', 'lane', 'timeline', 'event_rows', 'figure_rows', 'rehearsal_page',
            'write_page']
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #c666f82d
+# %% ../nbs/lib/755_rehearsal_page.ipynb #532f198d
 import base64
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ from .plots import BLUE, GREEN, GREY, ORANGE, RED, png
 from .rehearsal import FIRST, Event, RehearsalReport
 from .runs.report import STYLE, table, text
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #bc3d49bc
+# %% ../nbs/lib/755_rehearsal_page.ipynb #10354d14
 def ends(report: RehearsalReport) -> datetime: return parse_time(FIRST) + timedelta(days=report.days)
 
 
@@ -49,7 +49,7 @@ def shares_of(report: RehearsalReport, model: str) -> list[tuple[datetime, str, 
         found.append((e.at, version, share))
     return found
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #cd7ca61d
+# %% ../nbs/lib/755_rehearsal_page.ipynb #b079dba1
 ENDS = {"passed": GREEN, "failed": ORANGE, "inconclusive": "#785ef0", "error": RED, "running": GREY}
 
 
@@ -88,7 +88,7 @@ def timeline(report: RehearsalReport) -> Any:
         for side in ("top", "right"): axes.spines[side].set_visible(False)
     return figure
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #7769c429
+# %% ../nbs/lib/755_rehearsal_page.ipynb #0f163b48
 def event_rows(events: Iterable[Event]) -> list[tuple[str, str, str, str, str]]:
     "When, kind, subject, outcome and sentence of events, as a table shows them."
     return [(iso(e.at)[:16].replace("T", " "), e.kind, e.subject, e.outcome, e.sentence[:300]) for e in events]

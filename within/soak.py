@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANTS', 'planted_for', 'parted', 'SoakReport', 'soak', 'main']
 
-# %% ../nbs/lib/758_soak.ipynb #c0320d8c
+# %% ../nbs/lib/758_soak.ipynb #8a1dd46d
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import WithinError
-from .rehearsal import LONGEST, WORLD, RehearsalReport, Schedule, live
+from .rehearsal import WORLD, RehearsalReport, Schedule, live
 from .rehearsal_faults import Fault, Plant
 from .rehearsal_page import event_rows, write_page
 from .verdicts import Record
 
-# %% ../nbs/lib/758_soak.ipynb #2501f467
+# %% ../nbs/lib/758_soak.ipynb #5d1e304b
 PLANTS = (Plant(Fault.BAD_CHALLENGER, WORLD[0], 5), Plant(Fault.LATENCY_CREEP, WORLD[0], 30), Plant(Fault.LABEL_DELAY, WORLD[2], 20),
           Plant(Fault.TRAFFIC_STOP, WORLD[1], 25, 32))
 
@@ -30,7 +30,7 @@ def planted_for(models: Iterable[str], days: int) -> tuple[Plant, ...]:
     chosen = set(models)
     return tuple(p for p in PLANTS if p.model in chosen and p.day < days)
 
-# %% ../nbs/lib/758_soak.ipynb #cfd823aa
+# %% ../nbs/lib/758_soak.ipynb #0dba1844
 def parted(one: RehearsalReport, other: RehearsalReport) -> tuple[str, ...]:
     "Where two lives part, in sentences; empty when they are the same."
     pairs = [(a, b) for a, b in zip_longest(one.same["events"], other.same["events"]) if a != b]
@@ -63,7 +63,8 @@ class SoakReport(Record):
         n = len(self.one.events)
         held = f"twice the same {n:,} events and figures of {len(self.one.figures)} versions" if not parted(self.one, self.other) else "the two lives part"
         months = ", ".join(f"{k}: {v}" for k, v in self.one.automatic.items()) or "none"
-        return f"{held}; {self.one}; automatic deployments ({self.per_month} a month are allowed): {months}; messages delivered: {self.one.letters} of {self.one.expected}"
+        told = f"messages delivered: {self.one.letters} of {self.one.expected}"
+        return f"{held}; {self.one}; automatic deployments ({self.per_month} a month are allowed): {months}; {told}"
 
 
 def soak(models: Iterable[str] = WORLD, days: int = 90, scale: float = 1.0, seed: int = 0, schedule: Schedule = Schedule(), keep: Path | None = None,
@@ -76,7 +77,7 @@ def soak(models: Iterable[str] = WORLD, days: int = 90, scale: float = 1.0, seed
         lives.append(live(models, {}, planted_for(models, days), days, scale, seed, keep and Path(keep) / f"life-{n}", schedule, tell))
     return SoakReport(*lives, schedule.per_month)
 
-# %% ../nbs/lib/758_soak.ipynb #3dcb8859
+# %% ../nbs/lib/758_soak.ipynb #a91da85d
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the soak and print what happened; 0 when all holds."
     options = argparse.ArgumentParser(prog="soak", description="Live through ninety days of the ad world, twice, and compare.")
@@ -97,6 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in found.faults: print(f"does not hold: {fault}")
     return 1 if found.faults else 0
 
-# %% ../nbs/lib/758_soak.ipynb #1158c77d
+# %% ../nbs/lib/758_soak.ipynb #50abf39c
 #| eval: false
 if __name__ == "__main__": sys.exit(main())
