@@ -237,7 +237,7 @@ def test_what_only_reads_needs_no_token(command):
 
 
 def test_a_persons_token_is_not_handed_on_to_processes(command, monkeypatch):
-    from within.cli import identified
+    from within.commands.base import identified
     from within.serving.access import caller, issue, revoke
     from within.serving.supervisor import child_environment
     token = issue(command.ctx, "ann", "approve")

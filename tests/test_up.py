@@ -24,8 +24,8 @@ from test_hosts import NAME as MOODY
 from test_hosts import asked, host, moody, say, share  # noqa: F401  (moody is a fixture)
 from test_serving import NAME, body, ends, eventually, small  # noqa: F401  (small is a fixture)
 
-from within.cli import needs_of
 from within.clock import iso, parse_time
+from within.commands.watching import needs_of
 from within.context import Context
 from within.errors import ServingError
 from within.ledger import entries
