@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'ends', 'runs_of', 'shares_of', 'lane', 'timeline', 'event_rows', 'figure_rows', 'rehearsal_page',
-           'write_page']
+           'write_page', 'next_page']
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #532f198d
+# %% ../nbs/lib/755_rehearsal_page.ipynb #e7e9c8ef
 import base64
 import re
 from collections.abc import Iterable
@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from .clock import iso, parse_time
+from .context import Context
 from .files import write_text
 from .plots import BLUE, GREEN, GREY, ORANGE, RED, png
 from .rehearsal import FIRST, Event, RehearsalReport
 from .runs.report import STYLE, table, text
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #10354d14
+# %% ../nbs/lib/755_rehearsal_page.ipynb #ac613100
 def ends(report: RehearsalReport) -> datetime: return parse_time(FIRST) + timedelta(days=report.days)
 
 
@@ -49,7 +50,7 @@ def shares_of(report: RehearsalReport, model: str) -> list[tuple[datetime, str, 
         found.append((e.at, version, share))
     return found
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #b079dba1
+# %% ../nbs/lib/755_rehearsal_page.ipynb #4a96eef8
 ENDS = {"passed": GREEN, "failed": ORANGE, "inconclusive": "#785ef0", "error": RED, "running": GREY}
 
 
@@ -88,7 +89,7 @@ def timeline(report: RehearsalReport) -> Any:
         for side in ("top", "right"): axes.spines[side].set_visible(False)
     return figure
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #0f163b48
+# %% ../nbs/lib/755_rehearsal_page.ipynb #1996094d
 def event_rows(events: Iterable[Event]) -> list[tuple[str, str, str, str, str]]:
     "When, kind, subject, outcome and sentence of events, as a table shows them."
     return [(iso(e.at)[:16].replace("T", " "), e.kind, e.subject, e.outcome, e.sentence[:300]) for e in events]
@@ -126,3 +127,9 @@ Triangles: alerts. Red lines: something was made to go wrong.</figcaption></figu
 def write_page(report: RehearsalReport, path: Path) -> Path:
     "Write the page; returns its path."
     return write_text(Path(path), rehearsal_page(report))
+
+
+def next_page(ctx: Context, report: RehearsalReport) -> Path:
+    "Where the page of a rehearsal belongs in a home: `rehearsals/`, numbered."
+    folder, name = ctx.path("rehearsals"), "-".join([*report.models, *(str(p.fault) for p in report.plants)])
+    return folder / f"{name}-{1 + sum(1 for _ in folder.glob(f'{name}-*.html'))}.html"
