@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'FIRST', 'REVIEWER', 'AUTHOR', 'MOST_LOOKS', 'REQUESTS', 'TO
            'fault_sentence', 'checked_days', 'checked_models', 'folder_for', 'figures_of', 'letters_of', 'live',
            'rehearse']
 
-# %% ../nbs/lib/754_rehearsal.ipynb #08d53002
+# %% ../nbs/lib/754_rehearsal.ipynb #94a3effa
 import contextlib
 import os
 import re
@@ -42,7 +42,7 @@ from .simulation.events import checked_seed
 from .verdicts import Record
 from .world import bootstrap, days_of, place_in_production, sizes
 
-# %% ../nbs/lib/754_rehearsal.ipynb #f7a210ac
+# %% ../nbs/lib/754_rehearsal.ipynb #a954ba83
 def flat(body: Any, prefix: str = "") -> dict[str, Any]:
     "A nested mapping as values by dotted key."
     if not isinstance(body, dict) or not body: return {prefix: body}
@@ -54,7 +54,7 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     old, new = (flat(p.model_dump(mode="json", by_alias=True)) for p in (before, after))
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
-# %% ../nbs/lib/754_rehearsal.ipynb #a39f797c
+# %% ../nbs/lib/754_rehearsal.ipynb #334d2342
 SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
 
 
@@ -91,7 +91,7 @@ def alone(**given: str) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #622011a4
+# %% ../nbs/lib/754_rehearsal.ipynb #64f21943
 @dataclass(frozen=True)
 class Event(Record):
     "Something that happened in a rehearsed life."
@@ -104,7 +104,7 @@ class Event(Record):
     @property
     def key(self) -> tuple[str, str, str, str]: return iso(self.at), self.kind, self.subject, self.outcome
 
-# %% ../nbs/lib/754_rehearsal.ipynb #055544b6
+# %% ../nbs/lib/754_rehearsal.ipynb #05fcf5d4
 FIRST, REVIEWER, AUTHOR = "2023-10-01", "rehearsal-reviewer@example.com", "rehearsal-author@example.com"
 MOST_LOOKS = 60      # of the scheduler in one day
 REQUESTS = 3_200     # a day of the ad world, at any scale
@@ -194,7 +194,7 @@ def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str
             release(home)
             ctx.close()
 
-# %% ../nbs/lib/754_rehearsal.ipynb #91208cd2
+# %% ../nbs/lib/754_rehearsal.ipynb #5c5efde4
 TOLD = ("schedule", "decision", "run", "approval", "rejection", "standing", "route", "deployment", "rollout", "rollback", "alert", "fence", "fault")
 WORDS = ("outcome", "event", "action", "phase", "status")   # where an entry says what came of it
 
@@ -235,7 +235,7 @@ def events_of(ctx: Context) -> tuple[Event, ...]:
     told = [e for entry in entries(ctx) if (e := event_of(entry)) is not None]
     return tuple(sorted([*told, *phases(ctx, "experiment"), *phases(ctx, "monitor")], key=lambda e: e.at))   # stable: the ledger's order within a moment
 
-# %% ../nbs/lib/754_rehearsal.ipynb #830ba87f
+# %% ../nbs/lib/754_rehearsal.ipynb #47ad28db
 NOT_WELL = ("failed", "inconclusive", "error", "hold", "ask", "rollback", "went back", "opened", "waiting", "fenced")
 SAYS = {Fault.BAD_CHALLENGER: r".", Fault.LATENCY_CREEP: r"latency|slower|\bms\b|answered? in time|error_rate|too slow",
         Fault.LABEL_DELAY: r"accuracy|outcome|no row has it|known",
@@ -331,7 +331,7 @@ def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
     if e is None: return f"{what} was never noticed"
     return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
 
-# %% ../nbs/lib/754_rehearsal.ipynb #69687010
+# %% ../nbs/lib/754_rehearsal.ipynb #c251b6c8
 LONGEST = 120   # days: the ad world ends
 WORLD = ("ad_score_predictor", "ad_sentiment_analyzer", "account_health_predictor")
 BEGINS = {Fault.BAD_CHALLENGER: 5, Fault.LATENCY_CREEP: 0, Fault.LABEL_DELAY: 15, Fault.TRAFFIC_STOP: 20}   # the day of a fault that is planted alone
