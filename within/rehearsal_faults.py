@@ -6,7 +6,7 @@
 __all__ = ['SENTENCES', 'CREEP_MS', 'LATE_DAYS', 'Fault', 'Plant', 'dealt_anew', 'wrong_outcomes', 'stopped', 'late', 'Wires',
            'Accidents']
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #64d6f26c
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #65027270
 import asyncio
 import contextlib
 import os
@@ -27,7 +27,7 @@ from .serving.wire import host_socket, runtime_folder
 from .simulation.events import stream
 from .verdicts import Record
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #cd0c011d
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #5ac03723
 class Fault(StrEnum):
     "An accident that a rehearsal can plant; closed."
     BAD_CHALLENGER = "bad_challenger"  # the outcomes that the next run learns from belong to other rows
@@ -60,7 +60,7 @@ class Plant(Record):
 
     def holds(self, day: int) -> bool: return self.day <= day and (self.until is None or day < self.until)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #0eb02e4c
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #bdacc843
 def dealt_anew(table: Any, columns: list[str], seed: int) -> Any: # an Arrow table
     "The table with these columns' values, which stay together, at other rows: a permutation that `seed` fixes."
     order = stream(seed, "dealt", table.num_rows).permutation(table.num_rows)
@@ -82,7 +82,7 @@ def wrong_outcomes(ctx: Context, model: str, seed: int) -> Iterator[None]:
     finally:
         for part, table in kept.items(): warehouse.add(name, table, part)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #c03de479
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #7675a501
 def stopped(traffic: Traffic, since: datetime, until: datetime | None = None) -> Traffic: # since < at <= until: nobody asks
     "The traffic without the requests of a time."
     def rows(a: datetime, b: datetime) -> Any:
@@ -100,7 +100,7 @@ def late(traffic: Traffic, since: datetime, by: timedelta) -> Traffic:
         return pd.concat([now[now["outcome_at"] <= since], then.assign(outcome_at=then["outcome_at"] + by)], ignore_index=True)
     return replace(traffic, due=due, memory_days=traffic.memory_days + by.days)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #4c46b6d7
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #c75577a5
 class Wires:
     "Stands between the gateways of a home and its hosts, and can keep their answers back."
 
@@ -159,7 +159,7 @@ class Wires:
             to.close()
         await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #e0533785
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #fa755b5f
 class Accidents:
     "The plants of a life, in the order of their days."
 
