@@ -269,8 +269,9 @@ def page(view: RunView) -> str:
     states = {s.name: s.state for s in view.stages}
     marked = "".join(f"<li><mark>{text(n)}</mark></li>" for n in [*view.notes, *(f"override: {o}" for o in view.overrides)])
     first = " · ".join(f'<a href="{text(a)}">{text(n)}</a>' for n, a in view.pages)
+    state = badge(view.phase, "rolled back" if view.headline.startswith("rolled back") else "")
     about = f"""<p class="id">retraining of <strong>{text(view.model)}</strong>{f" on {text(view.source)}" if view.source else ""} · run {text(view.run)}</p>
-<h1>{badge(view.phase)} {text(view.headline)}</h1>{f'<p class="reason">{text(view.detail)}</p>' if view.detail else ""}
+<h1>{state} {text(view.headline)}</h1>{f'<p class="reason">{text(view.detail)}</p>' if view.detail else ""}
 {f"<p>{text(view.next)}</p>" if view.next else ""}{f"<p>{first}</p>" if first else ""}{f"<ul>{marked}</ul>" if marked else ""}"""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
