@@ -291,8 +291,9 @@ def write_report(folder: RunFolder, view: RunView) -> Path:
 
 # %% ../../nbs/lib/720_runs.report.ipynb #45170f94
 def portable(page_text: str) -> str:
-    "A page without links to other files: their words stay, links within the page and to the web too."
-    return re.sub(r'<a href="(?!#|https?:)[^"]*">(.*?)</a>', r"\1", page_text, flags=re.DOTALL)
+    "A page without links to other files: their words stay, links within the page and to the web too. Its footer says where the rest is."
+    alone = re.sub(r'<a href="(?!#|https?:)[^"]*">(.*?)</a>', r"\1", page_text, flags=re.DOTALL)
+    return alone.replace("</footer>", "<p>This page is a copy. The notebooks and the evidence it names lie in the run's own folder.</p></footer>")
 
 
 def write_copy(folder: RunFolder, to: Path) -> Path:
