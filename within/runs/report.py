@@ -7,11 +7,12 @@ __all__ = ['MARKS', 'WORDS', 'BOX_W', 'BOX_H', 'GAP_X', 'GAP_Y', 'LIGHT', 'DARK'
            'COLOURS', 'STYLE', 'text', 'badge', 'gate_badge', 'box_place', 'arrow', 'box', 'dag_svg', 'table',
            'is_number', 'Markup', 'verdict_table', 'figure_rows', 'notebook_pictures', 'notebook_question',
            'plain_sentence', 'StageView', 'stage_section', 'attempt_links', 'extra_links', 'stage_view', 'RunView',
-           'page', 'write_report', 'portable', 'write_copy']
+           'page', 'write_report', 'portable', 'lighter', 'write_copy']
 
 # %% ../../nbs/lib/720_runs.report.ipynb #91acf27d
 import base64
 import html
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -292,8 +293,20 @@ def write_report(folder: RunFolder, view: RunView) -> Path:
 # %% ../../nbs/lib/720_runs.report.ipynb #45170f94
 def portable(page_text: str) -> str:
     "A page without links to other files: their words stay, links within the page and to the web too. Its footer says where the rest is."
-    alone = re.sub(r'<a href="(?!#|https?:)[^"]*">(.*?)</a>', r"\1", page_text, flags=re.DOTALL)
+    link = r'<a href="(?!#|https?:)[^"]*">(.*?)</a>'
+    alone = re.sub(link, r"\1", re.sub(rf"<p>{link}</p>", "", page_text), flags=re.DOTALL)
     return alone.replace("</footer>", "<p>This page is a copy. The notebooks and the evidence it names lie in the run's own folder.</p></footer>")
+
+
+def lighter(page_text: str, colours: int = 128) -> str:
+    "A page whose PNG pictures have so many colours (2 to 256) at most; one that would not become smaller stays."
+    from PIL import Image
+    def drawn(found: re.Match) -> str:
+        picture, small = Image.open(io.BytesIO(base64.b64decode(found[1]))), io.BytesIO()
+        picture.convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
+        data = base64.b64encode(small.getvalue()).decode()
+        return f"data:image/png;base64,{data if len(data) < len(found[1]) else found[1]}"
+    return re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", drawn, page_text)
 
 
 def write_copy(folder: RunFolder, to: Path) -> Path:
@@ -302,4 +315,4 @@ def write_copy(folder: RunFolder, to: Path) -> Path:
     if to.suffix not in (".html", ".htm"): raise InvalidInput(f"{to} is no page's name: write NAME.html")
     if to.exists(): raise InvalidInput(f"{to} exists; name another file, or remove it first")
     to.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(to, portable(folder.report.read_text(encoding="utf-8")))
+    return write_text(to, lighter(portable(folder.report.read_text(encoding="utf-8"))))
