@@ -299,11 +299,12 @@ def portable(page_text: str) -> str:
 
 
 def lighter(page_text: str, colours: int = 128) -> str:
-    "A page whose PNG pictures have so many colours (2 to 256) at most; one that would not become smaller stays."
+    "A page whose PNG pictures have so many colours (2 to 256) at most; one that cannot be read, or would not become smaller, stays."
     from PIL import Image
     def drawn(found: re.Match) -> str:
-        picture, small = Image.open(io.BytesIO(base64.b64decode(found[1]))), io.BytesIO()
-        picture.convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
+        small = io.BytesIO()
+        try: Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return found[0]
         data = base64.b64encode(small.getvalue()).decode()
         return f"data:image/png;base64,{data if len(data) < len(found[1]) else found[1]}"
     return re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", drawn, page_text)

@@ -305,7 +305,8 @@ def looked_at_since(ctx: Context, entry: int, registered: Mapping) -> bool:
 def in_short(folder: RunFolder, otherwise: str) -> str:
     "What a passed run comes down to: who is champion now, by how much on held-out rows, and what users' traffic said."
     files = [folder.product(stage, "decision") for stage in ("finalize", "evaluate", "abtest")]
-    return ". ".join(read_json(f)["decision"]["reason"].split(";")[0] for f in files if f.is_file()) or otherwise
+    said = [read_json(f)["decision"]["reason"].split(";")[0] for f in files if f.is_file()]
+    return ". ".join(s[:1].upper() + s[1:] for s in said) or otherwise
 
 
 def resume_command(folder: RunFolder) -> str: return f"go on with: within retrain {folder.intention['model']} --run {folder.id}"
