@@ -104,7 +104,9 @@ class Markup(str):
 
 def verdict_table(verdicts: Iterable[Mapping], caption: str) -> str:
     "One row a gate: figure, interval, threshold, rows, and the reason in words."
-    def span(v: Mapping) -> str: return f"{shown(v['low'])} … {shown(v['high'])}" if v.get("low") is not None and v["low"] != v.get("high") else ""
+    def span(v: Mapping) -> str:
+        whole = v.get("low") is not None and v["low"] != v.get("high")
+        return f"{shown(v['low'])} … {shown(v['high'])}".replace(" ", "\N{NO-BREAK SPACE}") if whole else ""
     rows = [(v["gate"], Markup(gate_badge(v["gate"], v["phase"])), v["reason"], v.get("figure"), span(v), v.get("threshold"), v.get("rows")) for v in verdicts]
     return table(("gate", "verdict", "why", "figure", "interval", "threshold", "rows"), rows, caption) if rows else ""
 
