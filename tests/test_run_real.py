@@ -1,4 +1,4 @@
-"""The real notebooks on a small world: killed while training, and in the world where nothing changes."""
+"""The real notebooks on a small world: the demonstration, killed while training, and in the world where nothing changes."""
 import json
 import os
 import re
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from within.settings import project_root
@@ -39,7 +40,7 @@ def world(place, configs, *options):
 
 
 def within(env, *arguments):
-    done = subprocess.run([*CLI, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*CLI, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -78,3 +79,29 @@ def test_the_null_world_is_not_released(tmp_path, configs):
     assert code == 0 and re.search("declined at|inconclusive at evaluate", said), said   # few rows: no, or nobody can tell, and never a yes
     routes = json.loads(within(env, "status", "--json")[1])["routes"]
     assert [(r["environment"], r["model"], r["default"], r["shares"]) for r in routes] == [("production", "ad_score_predictor", "2.1.0", [])], routes
+
+
+def left_over(place):
+    "Processes that have this home in their environment."
+    told = f"WITHIN_HOME={place}".encode()
+    found = []
+    for process in psutil.process_iter():
+        try: found += [process] if told in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0") else []
+        except OSError: continue   # somebody else's, or gone meanwhile
+    return found
+
+
+def test_the_demonstration_passes_from_an_empty_home_to_its_report(tmp_path, configs):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WITHIN_")}
+    env |= {"WITHIN_HOME": str(tmp_path / "home"), "WITHIN_CONFIGS": str(configs), "WITHIN_USER": "author@example.com", "OMP_NUM_THREADS": "1"}
+    code, said = within(env, "demo", "--scale", "0.1")
+    assert code == 0, said
+    run, = runs_of(env)
+    assert said.rstrip().endswith(str(run / "index.html"))   # the last line says where the report is
+    page, first = (run / "index.html").read_text(), (run / "index.html").read_text().partition("<nav")[0]
+    assert "passed every stage" in first and "demo approval: given by the demonstration, not by a person" in first and "planted on purpose" not in page
+    decisions = json.loads((run / "decisions.json").read_text())
+    assert "monitor" in str(decisions) and str(tmp_path) not in page
+    code, said = within(env, "audit", "verify")
+    assert code == 0, said
+    assert not left_over(tmp_path / "home")

@@ -8,6 +8,7 @@ __all__ = ['free_home', 'demo', 'close_default_engine', 'main']
 # %% ../nbs/lib/790_cli.ipynb #54d84937
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ import typer
 from .commands import keeping, projects, runs, serving, watching  # noqa: F401 (each adds its commands)
 from .commands.base import STARTED_BY, app, open_context, printed_progress, say_outcome
 from .commands.runs import decide
+from .errors import unknown
 
 # %% ../nbs/lib/790_cli.ipynb #b5dabc38
 def free_home(home: Path) -> Path:
@@ -29,11 +31,15 @@ def free_home(home: Path) -> Path:
 @app.command()
 def demo(scale: Annotated[float, typer.Option(help="Of the world's row counts.")] = 1.0,
          seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-         model: Annotated[str, typer.Option(help="What to retrain.")] = "ad_score_predictor") -> None:
+         model: Annotated[str, typer.Option(help="What to retrain.")] = "ad_score_predictor",
+         fault: Annotated[str, typer.Option(help="Plant a fault on purpose: latency_creep lets the new version answer 80 ms later each day of its rollout. "
+                                                 "The report says so.")] = "") -> None:
     "One whole retraining in the built-in ad world, with replayed time; the last line is the report's path."
+    from within.rehearsal_faults import creeping
     from within.runs.walk import retrain as walk
     from within.settings import project_root
     from within.world import bootstrap as furnish
+    if fault not in ("", "latency_creep"): raise unknown("fault of a demonstration", fault, ["latency_creep"])
     home = free_home(Path(os.environ.get("WITHIN_HOME") or project_root() / ".within").absolute())
     os.environ.update(WITHIN_HOME=str(home), WITHIN_CLOCK="replay")
     typer.echo(f"a world for {home} …")
@@ -42,7 +48,8 @@ def demo(scale: Annotated[float, typer.Option(help="Of the world's row counts.")
     result = walk(model, ctx=ctx, progress=printed_progress())
     if result.exit_code == 75 and result.stage == "review":
         decide(result.run, "demo@example.com", "demonstration: nobody looked at this", True, "final-approval")
-        result = walk(model, run=result.run, ctx=ctx, progress=printed_progress())
+        with creeping(ctx, model) if fault else nullcontext():
+            result = walk(model, run=result.run, ctx=ctx, progress=printed_progress())
     say_outcome(result)
     typer.echo(str(result.report))
     raise typer.Exit(result.exit_code)

@@ -72,10 +72,12 @@ def monitor_picture(ctx: Context, id: str) -> Any:
 
 # %% ../nbs/lib/736_monitor_page.ipynb #a8097589
 def last_look(ctx: Context, id: str) -> list[tuple]:
-    "The last figures of a monitor: metric, verdict, value, band, limit, rows, when."
+    "The last figures of a monitor: metric, verdict, value, band, limit, rows, when; a metric that is watched and has none yet says so."
     def span(k: dict) -> str: return "" if k["low"] is None and k["high"] is None else f"{_short(k['low'])} … {_short(k['high'])}"
-    last = [(m, looks[-1]) for m, looks in seen(ctx, id).items()]
-    return [(m, Markup(badge(str(k["phase"]))), k["value"], span(k), k["limit"], k["rows"], iso(k["at"])[:16]) for m, k in last]
+    row, last = ctx.store.get("monitor", id), {m: looks[-1] for m, looks in seen(ctx, id).items()}
+    silent = [m for m in (row.body.get("metrics") or () if row else ()) if m not in last]
+    told = [(m, Markup(badge(str(k["phase"]))), k["value"], span(k), k["limit"], k["rows"], iso(k["at"])[:16]) for m, k in last.items()]
+    return told + [(m, Markup(badge("inconclusive", "cannot tell yet")), None, "", None, None, "") for m in silent]
 
 
 def _short(value: float | None) -> str: return "unbounded" if value is None else f"{value:.4g}"
@@ -87,7 +89,8 @@ def section(ctx: Context, row: Any) -> str: # row: a monitor's
     drawn = f'<p>{text(picture)}</p>' if isinstance(picture, str) else (
         f'<figure><img src="data:image/png;base64,{base64.b64encode(png(picture)).decode()}" alt="Each metric over time with its band and limit">'
         "<figcaption>Line: the figure. Shade: its band, which holds at every look. Dashed: the limit. Orange: an alert was opened.</figcaption></figure>")
-    looks = table(("metric", "verdict", "value", "band", "limit", "rows", "looked at"), last_look(ctx, row.id), "the last look") if seen(ctx, row.id) else ""
+    last = last_look(ctx, row.id)
+    looks = table(("metric", "verdict", "value", "band", "limit", "rows", "looked at"), last, "the last look") if last else ""
     history = table(("when", "metric", "event", "why, or who"), [(iso(at)[:16], m, e, why) for at, m, e, why in told], "alerts") if told else "<p>no alert</p>"
     open_now = [r for r in ctx.store.find("alert", monitor=row.id, phase="open")]
     said = [(r.id, c, x.state, x.said) for r in open_now for c, x in receipts_of(r.body).items()]

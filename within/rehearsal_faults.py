@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SENTENCES', 'CREEP_MS', 'LATE_DAYS', 'Fault', 'Plant', 'dealt_anew', 'wrong_outcomes', 'stopped', 'late', 'Wires',
-           'Accidents']
+           'Accidents', 'creeping']
 
 # %% ../nbs/lib/753_rehearsal_faults.ipynb #8a573acd
 import asyncio
@@ -218,3 +218,18 @@ class Accidents:
                 self.begin(p)
                 stack.enter_context(wrong_outcomes(self.ctx, p.model, self.ctx.seed))
             yield
+
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #14607e38
+@contextlib.contextmanager
+def creeping(ctx: Context, model: str) -> Iterator[Accidents]:
+    "While it lasts, a version of the model that is being rolled out answers later from day to day; somebody else moves the clock."
+    done, accidents = threading.Event(), Accidents(ctx, (Plant(Fault.LATENCY_CREEP, model, 0),), ctx.now())
+    def look() -> None:
+        while not done.wait(0.1): accidents.passed()
+    watch = threading.Thread(target=look, name="creep", daemon=True)
+    with accidents:
+        watch.start()
+        try: yield accidents
+        finally:
+            done.set()
+            watch.join()

@@ -263,7 +263,7 @@ def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, signed:
     "The whole packet as HTML."
     card, bad = model_card(bodies), unsettled(bodies)
     name, left = card[0].said, still_open(signed)
-    lead = f"{len(bad)} checks failed or could not be told." if bad else "No check failed and none was unclear."
+    lead = f"{len(bad)} check{'s' * (len(bad) > 1)} failed or could not be told." if bad else "No check failed and none was unclear."
     linked = " · ".join(f'<a href="{text(a)}">{text(n)}</a>' for n, a in links)
     parts = (section("Look at these first", lead, verdict_table(bad, "failed, broken or unclear")),
              section("What changed since the champion", card[8].said, changes(bodies, found)),

@@ -7,11 +7,12 @@ __all__ = ['MARKS', 'WORDS', 'BOX_W', 'BOX_H', 'GAP_X', 'GAP_Y', 'LIGHT', 'DARK'
            'COLOURS', 'STYLE', 'text', 'badge', 'gate_badge', 'box_place', 'arrow', 'box', 'dag_svg', 'table',
            'is_number', 'Markup', 'verdict_table', 'figure_rows', 'notebook_pictures', 'notebook_question',
            'plain_sentence', 'StageView', 'stage_section', 'attempt_links', 'extra_links', 'stage_view', 'RunView',
-           'page', 'write_report', 'portable', 'write_copy']
+           'page', 'write_report', 'portable', 'lighter', 'write_copy']
 
 # %% ../../nbs/lib/720_runs.report.ipynb #91acf27d
 import base64
 import html
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -103,7 +104,9 @@ class Markup(str):
 
 def verdict_table(verdicts: Iterable[Mapping], caption: str) -> str:
     "One row a gate: figure, interval, threshold, rows, and the reason in words."
-    def span(v: Mapping) -> str: return f"{shown(v['low'])} … {shown(v['high'])}" if v.get("low") is not None and v["low"] != v.get("high") else ""
+    def span(v: Mapping) -> str:
+        whole = v.get("low") is not None and v["low"] != v.get("high")
+        return f"{shown(v['low'])} … {shown(v['high'])}".replace(" ", "\N{NO-BREAK SPACE}") if whole else ""
     rows = [(v["gate"], Markup(gate_badge(v["gate"], v["phase"])), v["reason"], v.get("figure"), span(v), v.get("threshold"), v.get("rows")) for v in verdicts]
     return table(("gate", "verdict", "why", "figure", "interval", "threshold", "rows"), rows, caption) if rows else ""
 
@@ -269,8 +272,9 @@ def page(view: RunView) -> str:
     states = {s.name: s.state for s in view.stages}
     marked = "".join(f"<li><mark>{text(n)}</mark></li>" for n in [*view.notes, *(f"override: {o}" for o in view.overrides)])
     first = " · ".join(f'<a href="{text(a)}">{text(n)}</a>' for n, a in view.pages)
+    state = badge(view.phase, "rolled back" if view.headline.startswith("rolled back") else "")
     about = f"""<p class="id">retraining of <strong>{text(view.model)}</strong>{f" on {text(view.source)}" if view.source else ""} · run {text(view.run)}</p>
-<h1>{badge(view.phase)} {text(view.headline)}</h1>{f'<p class="reason">{text(view.detail)}</p>' if view.detail else ""}
+<h1>{state} {text(view.headline)}</h1>{f'<p class="reason">{text(view.detail)}</p>' if view.detail else ""}
 {f"<p>{text(view.next)}</p>" if view.next else ""}{f"<p>{first}</p>" if first else ""}{f"<ul>{marked}</ul>" if marked else ""}"""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
@@ -290,8 +294,22 @@ def write_report(folder: RunFolder, view: RunView) -> Path:
 
 # %% ../../nbs/lib/720_runs.report.ipynb #45170f94
 def portable(page_text: str) -> str:
-    "A page without links to other files: their words stay, links within the page and to the web too."
-    return re.sub(r'<a href="(?!#|https?:)[^"]*">(.*?)</a>', r"\1", page_text, flags=re.DOTALL)
+    "A page without links to other files: their words stay, links within the page and to the web too. Its footer says where the rest is."
+    link = r'<a href="(?!#|https?:)[^"]*">(.*?)</a>'
+    alone = re.sub(link, r"\1", re.sub(rf"<p>{link}</p>", "", page_text), flags=re.DOTALL)
+    return alone.replace("</footer>", "<p>This page is a copy. The notebooks and the evidence it names lie in the run's own folder.</p></footer>")
+
+
+def lighter(page_text: str, colours: int = 128) -> str:
+    "A page whose PNG pictures have so many colours (2 to 256) at most; one that cannot be read, or would not become smaller, stays."
+    from PIL import Image
+    def drawn(found: re.Match) -> str:
+        small = io.BytesIO()
+        try: Image.open(io.BytesIO(base64.b64decode(found[1]))).convert("RGB").quantize(colours).save(small, "PNG", optimize=True)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): return found[0]
+        data = base64.b64encode(small.getvalue()).decode()
+        return f"data:image/png;base64,{data if len(data) < len(found[1]) else found[1]}"
+    return re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", drawn, page_text)
 
 
 def write_copy(folder: RunFolder, to: Path) -> Path:
@@ -300,4 +318,4 @@ def write_copy(folder: RunFolder, to: Path) -> Path:
     if to.suffix not in (".html", ".htm"): raise InvalidInput(f"{to} is no page's name: write NAME.html")
     if to.exists(): raise InvalidInput(f"{to} exists; name another file, or remove it first")
     to.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(to, portable(folder.report.read_text(encoding="utf-8")))
+    return write_text(to, lighter(portable(folder.report.read_text(encoding="utf-8"))))

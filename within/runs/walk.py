@@ -7,7 +7,7 @@ __all__ = ['EXIT_CODES', 'QUIET', 'ENDED', 'SERVING_STAGES', 'Progress', 'RunOut
            'planned', 'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files',
            'load_dag', 'build_stage', 'notebook_error', 'check_seen', 'evidence_pages', 'digests_under', 'beside',
            'publish', 'log', 'write_evidence', 'standing', 'looked_at_since', 'in_short', 'resume_command', 'outcome',
-           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'next_step_text',
+           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'fault_notes', 'next_step_text',
            'automatic_criteria', 'run_view', 'renew_packet', 'close', 'note_sweep', 'is_remembered', 'execute',
            'keep_attempt', 'after_stage', 'supervised', 'step', 'held_back', 'walk', 'retrain']
 
@@ -71,7 +71,8 @@ class RunOutcome(Record):
     @property
     def verdict(self) -> str:
         "The verdict in a few words."
-        how = {Phase.PASSED: "passed every stage", Phase.FAILED: f"declined at {self.stage}", Phase.WAITING: f"waiting at {self.stage}",
+        no = f"{'rolled back' if self.stage == 'finalize' else 'declined'} at {self.stage}"   # a rollout that ends badly was taken back
+        how = {Phase.PASSED: "passed every stage", Phase.FAILED: no, Phase.WAITING: f"waiting at {self.stage}",
                Phase.INCONCLUSIVE: f"inconclusive at {self.stage}, a person must look", Phase.ERROR: f"error in {self.stage}",
                Phase.PENDING: f"stopped after {self.stage}, as asked"}
         return how.get(self.phase, str(self.phase))
@@ -304,7 +305,8 @@ def looked_at_since(ctx: Context, entry: int, registered: Mapping) -> bool:
 def in_short(folder: RunFolder, otherwise: str) -> str:
     "What a passed run comes down to: who is champion now, by how much on held-out rows, and what users' traffic said."
     files = [folder.product(stage, "decision") for stage in ("finalize", "evaluate", "abtest")]
-    return ". ".join(read_json(f)["decision"]["reason"].split(";")[0] for f in files if f.is_file()) or otherwise
+    said = [read_json(f)["decision"]["reason"].split(";")[0] for f in files if f.is_file()]
+    return ". ".join(s[:1].upper() + s[1:] for s in said) or otherwise
 
 
 def resume_command(folder: RunFolder) -> str: return f"go on with: within retrain {folder.intention['model']} --run {folder.id}"
@@ -361,6 +363,13 @@ def approval_notes(folder: RunFolder, bodies: Mapping) -> tuple[list[tuple], lis
     return rows, ["demo approval: given by the demonstration, not by a person"] if demo else []
 
 
+def fault_notes(ctx: Context, folder: RunFolder) -> list[str]:
+    "What was planted on purpose while a run went on, from the ledger."
+    begun = next((e.seq for e in entries(ctx, "intention", folder.id)), None)
+    told = [e for e in entries(ctx, "fault", folder.intention["model"]) if begun is not None and e.seq > begun]
+    return [f"a fault was planted on purpose on {e.at:%Y-%m-%d}: {e.body['reason']}" for e in told]
+
+
 def next_step_text(result: RunOutcome) -> str:
     "What a person can do now, as one sentence."
     if result.needs: return f"Next: {result.needs}"
@@ -378,6 +387,7 @@ def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     "Everything the page shows, read from the run's files and the ledger."
     want, bodies = folder.intention, published(ctx, folder)
     facts, notes = approval_notes(folder, bodies)
+    notes += fault_notes(ctx, folder)
     code = f"within {want['code']['within']} {want['code']['commit'][:12]}{' (with uncommitted changes)' if want['code']['changed'] else ''}"
     facts = [("started", parse_time(want["created_at"])), ("by", want["created_by"]), ("clock", want["clock"]), ("policy", want["policy"][:12]),
              ("code", code), *facts]
