@@ -64,7 +64,9 @@ def check_attempt(folder: RunFolder) -> str:
 
 
 def hold_kernel(folder: RunFolder, wait: float = 10.0) -> None:
-    "Hold the run's kernel lock until this process ends."
+    "Hold the run's kernel lock until this process ends; raises `Conflict` for a process that was not started for the run."
+    if not os.environ.get("WITHIN_ATTEMPT"):
+        raise Conflict(f"this kernel was not started for run {folder.id}, which is evidence; run the stage in a copy: within lab {folder.id} --stage NAME")
     key = str(folder.path / "kernel.lock")
     if key not in _HELD: _HELD[key] = take_lock(Path(key), wait, f"the kernel of run {folder.id}")
     check_attempt(folder)
