@@ -128,7 +128,7 @@ def test_two_at_once_get_a_copy_each_and_one_that_fails_is_removed(ended, monkey
     for t in threads: t.start()
     for t in threads: t.join()
     assert not wrong and sorted(made) == ["train-1", "train-2", "train-3", "train-4"]
-    monkeypatch.setattr(shutil, "copyfile", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(shutil, "copyfile", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"): by_hand("r1", "train", ended)
     assert not (ended.settings.home / "by_hand/r1/train-5").exists()
 

@@ -6,7 +6,7 @@
 __all__ = ['LINE', 'at_work', 'check_stage', 'filled_in', 'bring_products', 'stood_at', 'WorkingCopy', 'cell_of',
            'first_and_last', 'written_copy', 'new_place', 'by_hand', 'enter', 'Beside', 'beside_original']
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #0f732ad9
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #421bd176
 import fcntl
 import json
 import os
@@ -27,7 +27,7 @@ from .replay import began, environment_changes, furnish, linked
 from .walk import QUIET
 from ..verdicts import Record
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #6c697075
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #a77d8208
 def at_work(ctx: Context, folder: RunFolder) -> str:
     "Who is working on a run now, as written in the lock of its retraining; an empty text when nobody is."
     want = folder.intention
@@ -50,7 +50,7 @@ def check_stage(folder: RunFolder, stage: str, original: Mapping) -> None:
         decided = ", ".join(s for s in stages if s in original and s not in LIVE) or "none yet"
         raise InvalidInput(f"{stage} of run {folder.id} has not decided anything; stages that can be run by hand: {decided}")
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #8015a7e2
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #db6af927
 LINE = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<rest>.*)")
 
 
@@ -64,7 +64,7 @@ def filled_in(source: str, values: Mapping) -> str:
         lines.append(line)
     return "\n".join([*lines, *(f"{k} = {v!r}" for k, v in left.items())])
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #ed56e7c2
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #651b0909
 def bring_products(ctx: Context, folder: RunFolder, fresh: Path, before: int) -> None:
     "Copy what earlier stages left, as vouched before an entry, into another home; raises `DigestMismatch` for what is not that any more."
     rows = [r for r in ctx.store.ledger_rows() if r["seq"] < before]
@@ -86,7 +86,7 @@ def stood_at(folder: RunFolder, stage: str) -> Mapping:
     if found is None: raise InvalidInput(f"run {folder.id} did not note where the store stood (an earlier version made it): not run by hand")
     return found
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #c150f988
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #edb6dc1b
 @dataclass(frozen=True)
 class WorkingCopy(Record):
     "A stage's notebook outside the evidence, to be run and edited."
@@ -129,7 +129,7 @@ def written_copy(folder: RunFolder, stage: str, place: Path, fresh: RunFolder, b
     notebook["cells"] = [*before, *notebook["cells"], *after]
     return write_json(place / f"{stage}.ipynb", notebook)
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #7110b24b
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #fa3fcff5
 def new_place(ctx: Context, run: str, stage: str) -> Path:
     "A folder that nobody else has: `by_hand/RUN/STAGE-N` of the home."
     above = ctx.path("by_hand", run)
@@ -163,7 +163,7 @@ def by_hand(run: str, stage: str, ctx: Context | None = None) -> WorkingCopy:
         raise
     return WorkingCopy(run, stage, notebook, place, dict(body["params"]), tuple(changes))
 
-# %% ../../nbs/lib/751_runs.by_hand.ipynb #41cacba2
+# %% ../../nbs/lib/751_runs.by_hand.ipynb #aca1773e
 def enter(place: Path | str) -> str:
     "Point this process at the home of a working copy: environment and working folder. Returns a sentence; raises `InvalidInput` when it is not one."
     place = Path(place)

@@ -6,7 +6,7 @@
 __all__ = ['WRITABLE', 'is_evidence', 'refuse', 'EvidenceContents', 'free_port', 'lab_command', 'lab_address', 'serve',
            'new_token']
 
-# %% ../../nbs/lib/753_runs.lab.ipynb #acf411bf
+# %% ../../nbs/lib/753_runs.lab.ipynb #4f791297
 import os
 import secrets
 import socket
@@ -21,7 +21,7 @@ from tornado.web import HTTPError
 from ..errors import InvalidInput
 from ..settings import project_root
 
-# %% ../../nbs/lib/753_runs.lab.ipynb #0d2537bd
+# %% ../../nbs/lib/753_runs.lab.ipynb #dc6cdd71
 WRITABLE = ("by_hand", "builds")   # of a home; everything else in it is evidence, or state that commands keep
 
 
@@ -69,7 +69,7 @@ class EvidenceContents(AsyncLargeFileManager):
         refuse(path)
         await super().restore_checkpoint(checkpoint_id, path)
 
-# %% ../../nbs/lib/753_runs.lab.ipynb #8ac1bbc1
+# %% ../../nbs/lib/753_runs.lab.ipynb #d495cce4
 def free_port(asked: int = 0) -> int:
     "The port asked for (1 to 65535), or any free one for 0; raises `InvalidInput` when it is taken or none."
     if not 0 <= asked <= 65535: raise InvalidInput(f"--port {asked}: a port lies between 1 and 65535, or is 0 for any free one")
@@ -85,7 +85,7 @@ def lab_command(home: Path, path: Path, port: int, browser: bool, root: Path | N
     config, where = (root or project_root()) / ".jupyter" / "jupyter_lab_config.py", quote(path.relative_to(home).as_posix())
     options = {"ip": "127.0.0.1", "port": port, "port_retries": 0, "root_dir": home, "default_url": f"/lab/tree/{where}", "open_browser": browser,
                "allow_root": hasattr(os, "geteuid") and os.geteuid() == 0, "contents_manager_class": "within.runs.lab.EvidenceContents"}
-    extensions = '{"ploomber": False, "ploomber_extension": False}'   # it answers 500 to every notebook in JupyterLab 4
+    extensions = '{"ploomber": False, "ploomber_extension": False, "jupyterlab_jupytext": False}'   # the first two fail in JupyterLab 4; the last hides a 403
     return [sys.executable, "-m", "jupyterlab", *([f"--config={config}"] if config.is_file() else []), *(f"--ServerApp.{k}={v}" for k, v in options.items()),
             f"--ServerApp.jpserver_extensions={extensions}", "--LabApp.extension_manager=readonly", "--LabApp.news_url=None",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
