@@ -170,6 +170,8 @@ def within_lab(log: Path, *words: str) -> Iterator[tuple[str, str, str]]:
     places = {f"JUPYTER_{k}": str(log.parent / "jupyter" / v) for k, v in {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "run"}.items()}
     env = os.environ | places | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(log.parent / "ipython"), "JUPYTERLAB_WORKSPACES_DIR": str(log.parent / "ws"),
                                  "JUPYTERLAB_SETTINGS_DIR": str(log.parent / "settings")}
+    (config := log.parent / "jupyter" / "config").mkdir(parents=True)
+    (config / "jupyter_config.json").write_text(json.dumps({"LabApp": {"expose_app_in_browser": True}}))   # so that a test can ask the page
     with log.open("wb") as out:
         command = [sys.executable, "-c", "from within.cli import main; main()", "lab", *words, "--no-browser"]
         server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=env)
