@@ -276,9 +276,10 @@ class Store(ModelVersions):
             for table, rows in [*kept.items(), (STATE, list(last.values()))]:
                 if rows: c.execute(table.insert(), rows)
 
-    def ledger_rows(self) -> list[dict]:
-        "Every entry as stored, in order."
-        with self.reading() as c: return [dict(r._mapping) for r in c.execute(sa.select(LEDGER).order_by(LEDGER.c.seq))]
+    def ledger_rows(self, after: int = 0, most: int | None = None) -> list[dict]:
+        "Entries as stored, in order: those numbered above `after`, and at most `most` of them."
+        wanted = sa.select(LEDGER).where(LEDGER.c.seq > after).order_by(LEDGER.c.seq).limit(most)
+        with self.reading() as c: return [dict(r._mapping) for r in c.execute(wanted)]
 
     def add_observations(self, rows: Iterable[Mapping]) -> None:
         "Append measured values: subject, metric, value, and optionally n, at, labels."
