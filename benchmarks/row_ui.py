@@ -22,7 +22,7 @@ def row() -> Row:
         def ask(server: Reader, address: str) -> None:
             with urllib.request.urlopen(f"{server.url}{address}", timeout=60) as answer: assert answer.read()
         first = [seconds(lambda s=s: ask(s, "site/index.html")) for s in servers]   # reads everything
-        pages = ("site/index.html", "site/search.html?q=improved+model_3", "site/runs/page-2.html" if RUNS > 200 else "site/runs/index.html")
+        pages = ("site/index.html", "site/search.html?q=improved+model_3")
         def of(server: Reader) -> list[list[float]]: return [[seconds(lambda p=p: ask(server, p)) for _ in range(20)] for p in pages]
         searches = [statistics.median(of(s)[1]) for s in servers]
         mine, peer = in_turns(*(lambda s=s: [ask(s, pages[0]) for _ in range(50)] for s in servers))

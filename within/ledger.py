@@ -96,19 +96,21 @@ def vouched_files(rows: Iterable[Mapping]) -> dict[str, tuple[str, int]]: # rows
     "Digest and entry number by path (relative to the home) of every file that the ledger vouches for now."
     vouched = {}
     for row in rows:
+        if not any(word in row["body"] for word in ('"files"', '"removed"', '"pruned"')): continue   # most entries: not worth parsing
         body = json.loads(row["body"])
-        for path in (*body.get("removed", ()), *body.get("pruned", ())): vouched.pop(path, None)
+        for path in (*body.get("removed", ()), *(body.get("pruned", ()) if row["kind"] == "retention" else ())): vouched.pop(path, None)
         vouched |= {p: (d, row["seq"]) for p, d in body.get("files", {}).items()}
     return vouched
 
 
 def pruned_files(rows: Iterable[Mapping]) -> dict[str, tuple[str, int]]: # rows as stored
     "Digest and entry number by path (relative to the home) of every file that was removed under retention and that nobody vouched for since."
-    pruned = {}
-    for row in rows:
+    pruned, rows = {}, list(rows)
+    first = next((i for i, r in enumerate(rows) if r["kind"] == "retention"), len(rows))
+    for row in rows[first:]:
         body = json.loads(row["body"])
         for path in body.get("files", ()): pruned.pop(path, None)
-        pruned |= {p: (d, row["seq"]) for p, d in body.get("pruned", {}).items()}
+        if row["kind"] == "retention": pruned |= {p: (d, row["seq"]) for p, d in body["pruned"].items()}
     return pruned
 
 
@@ -150,7 +152,7 @@ def removal_said(entry: Entry) -> str:
 
 def _pruned_fault(rows: list[dict]) -> str | None:
     vouched: dict[str, str] = {}
-    for row in rows:
+    for row in rows if any(r["kind"] == "retention" for r in rows) else ():
         body = json.loads(row["body"])
         for path, digest in body.get("pruned", {}).items():
             if vouched.pop(path, digest) != digest:

@@ -51,10 +51,10 @@ class Known(Record):
     def models(self) -> list[str]: return sorted({v.name for v in self.versions} | {r.body["model"] for r in (*self.runs, *self.routes)})
 
 
-def owners_of(ctx: Context) -> dict[str, str]:
-    "The model that each row of the store is about."
-    kinds = ("run", "deployment", "rollout", "experiment", "monitor")
-    found = {r.id: r.body.get("model") or r.body.get("spec", {}).get("model") for k in kinds for r in ctx.store.find(k)}
+def owners_of(ctx: Context, runs: Iterable[Row]) -> dict[str, str]:
+    "The model that each row of the store is about; `runs` were read already."
+    others = (r for k in ("deployment", "rollout", "experiment", "monitor") for r in ctx.store.find(k))
+    found = {r.id: r.body.get("model") or r.body.get("spec", {}).get("model") for r in (*runs, *others)}
     alerts = {r.id: found.get(r.body.get("monitor", ""), r.body.get("model")) for r in ctx.store.find("alert")}
     return {k: v for k, v in {**found, **alerts}.items() if v}
 
@@ -66,7 +66,7 @@ def known(ctx: Context, needs: Iterable[str] = ()) -> Known:
     runs, versions = ctx.store.find("run"), tuple(ctx.store.model_versions())
     champions = {n: v for n in {v.name for v in versions} if (v := ctx.store.alias(n, "champion"))}
     routes = tuple(ctx.store.find("route"))
-    owners = owners_of(ctx)
+    owners = owners_of(ctx, runs)
     lives, removed = lives_of(ctx, owners, reports)
     return Known(ctx.now(), tuple(reversed(runs)), reports, versions, champions, routes, owners, lives, tuple(needs), removed)
 
