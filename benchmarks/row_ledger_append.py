@@ -2,6 +2,7 @@
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from secrets import token_hex
 
 from benchmarks.harness import SIZE, Row, at_most, in_turns
 from benchmarks.homes import START, plain_connection
@@ -25,7 +26,7 @@ def row() -> Row:
             def bare() -> None:
                 for _ in range(ENTRIES):
                     count[0] += 1
-                    db.execute("INSERT INTO ledger VALUES (?, 't', 'decision', 'r', 'a', ?, 'p', ?)", (count[0], str(body), str(count[0])))
+                    db.execute("INSERT INTO ledger VALUES (?, 't', 'decision', 'r', 'a', ?, 'p', ?)", (count[0], str(body), token_hex(32)))
 
             def ours() -> None:
                 for _ in range(ENTRIES): append(ctx, "decision", "r", body)
