@@ -24,7 +24,7 @@ export DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := true
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup run test fast lab bench check export clean
+.PHONY: help setup run test fast lab bench soak check export clean
 
 help: ## this list
 	@echo "within: every verdict about a model is a notebook that ran"; echo
@@ -62,6 +62,9 @@ lab: setup ## JupyterLab on nbs/ (LAB_ARGS=... for more options)
 
 bench: setup ## the budgets, measured: a table and benchmarks/results.json (ROWS="help train" for some)
 	@$(BIN)/python -m benchmarks $(ROWS)
+
+soak: setup ## ninety simulated days of all three models with planted accidents, lived twice and compared; hours (SOAK_ARGS="--scale 0.05" for fewer)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m within.soak $(SOAK_ARGS)
 
 check: setup ## before a commit: lint, floors, notebook and stage shape, export and clean
 	@$(BIN)/ruff check within tests benchmarks

@@ -58,6 +58,11 @@ class Context:
     @property
     def is_replay(self) -> bool: return isinstance(self.clock, ReplayClock)
 
+    @property
+    def moves_on(self) -> bool:
+        "Whether to wait means to replay: on the replay clock, unless somebody else lets the days of this home pass (its file `paced`)."
+        return self.is_replay and not self.path("paced").exists()
+
     def policy(self, model: str) -> ModelPolicy:
         "The model's policy; raises `UnknownModel` or `ConfigError`."
         return load_policy(model, self.settings.configs)

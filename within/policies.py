@@ -359,16 +359,18 @@ def _merged(base: Mapping, over: Mapping) -> dict:
 
 
 def load_policy(model: str, # the model's name
-                configs: Path # the folder of policies
+                configs: Path, # the folder of policies
+                instead: Path | None = None # a file to read in place of the model's own
                 ) -> ModelPolicy:
     "A model's policy; raises `UnknownModel` or `ConfigError`."
     configs = Path(configs)
     file = configs / f"{model}.yml"
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", str(model)) or not file.is_file():
         raise unknown("model", model, models_configured(configs), UnknownModel)
+    file = Path(instead or file)
     own, lines = read_yaml(file)
     common, common_lines = read_yaml(configs / "policies.yml") if (configs / "policies.yml").is_file() else ({}, {})
-    if own.get("model", model) != model: raise ConfigError(f"the file is named {file.name}, the model {own['model']!r}", file, lines.get(("model",)), "model")
+    if own.get("model", model) != model: raise ConfigError(f"this is the policy of {own['model']!r}, not of {model}", file, lines.get(("model",)), "model")
     if common:  # on its own first, so that a fault in it is reported where it stands
         stub = {"model": "any", "class": "a:A", "dataset": "any", "target": "t", "unit": "u"}
         validated(ModelPolicy, _merged(stub, common), configs / "policies.yml", common_lines)

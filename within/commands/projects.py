@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ingest', 'register', 'bootstrap', 'init', 'new_model_files', 'predict', 'attempted', 'pipeline_problems',
-           'problems_of', 'check', 'backtest', 'gates']
+           'problems_of', 'check', 'backtest', 'rehearse', 'gates']
 
 # %% ../../nbs/lib/788_commands.projects.ipynb #5fbcfd35
 from pathlib import Path
@@ -162,6 +162,33 @@ def backtest(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     print_table(("strategy", "retrainings", "RMSE", "squared error, retrainings paid"), strategies)
     print_table(("trigger", "first fired", "days fired", "days unclear"), [tuple(r) for r in result.firings().reset_index().values.tolist()])
     typer.echo(f"{result.sentence}\npage: {write_backtest(ctx, result)}")
+
+# %% ../../nbs/lib/788_commands.projects.ipynb #25e55565
+@app.command()
+def rehearse(model: Annotated[str, typer.Argument(help="A model of the ad world.", autocompletion=completed(model_names))],
+             policy: Annotated[Path | None, typer.Option(help="A policy file in place of configs/MODEL.yml.")] = None,
+             fault: Annotated[str | None, typer.Option(help="What goes wrong: bad_challenger, latency_creep, label_delay or traffic_stop.")] = None,
+             days: Annotated[int, typer.Option(help="Simulated days, 1 to 120.")] = 60,
+             every: Annotated[str, typer.Option(help="How often it is retrained: as for `within continuous enable`.")] = "weekly",
+             per_month: Annotated[int, typer.Option(help="Automatic deployments a month that the standing approval allows, 1 to 31.")] = 2,
+             scale: Annotated[float, typer.Option(help="Of the world's training rows; fewer than 1.0 is faster and proves less.")] = 1.0,
+             seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+             keep: Annotated[Path | None, typer.Option(help="A new folder for the rehearsed home; without it the home is thrown away.")] = None) -> None:
+    """Live through a model's life in a throw-away home under a policy you are thinking of, with a fault of your choice. Takes minutes.
+
+    Example: within rehearse ad_score_predictor --policy mine.yml --fault latency_creep
+    """
+    from within.oncall import safe
+    from within.rehearsal import Schedule
+    from within.rehearsal import rehearse as lived
+    from within.rehearsal_page import event_rows, next_page, write_page
+    ctx = open_context()
+    report = lived(model, policy, fault, days, scale, seed, keep, Schedule(every, per_month), lambda text: typer.echo(f"  {text}", err=True))
+    if report.changed: print_table(("key", "in force", "rehearsed"), [(k, str(a), str(b)) for k, (a, b) in report.changed.items()], "the policy")
+    print_table(("when", "what", "about", "came to", "why"), [[safe(v) for v in row] for row in event_rows(report.told)])
+    typer.echo(f"page: {write_page(report, next_page(ctx, report))}")
+    if report.home: typer.echo(f"home: {report.home}")
+    typer.echo(safe(str(report)))
 
 # %% ../../nbs/lib/788_commands.projects.ipynb #cbe602e1
 @app.command()

@@ -8,6 +8,7 @@ __all__ = ['REVIEW_HELP', 'say_plan', 'retrain', 'called', 'run_rows', 'runs', '
 
 # %% ../../nbs/lib/782_commands.runs.ipynb #084c90b3
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -83,12 +84,15 @@ def runs() -> None:
 
 
 @app.command()
-def show(run: Annotated[str, typer.Argument(help="A run's id.")]) -> None:
+def show(run: Annotated[str, typer.Argument(help="A run's id.")],
+         copy: Annotated[Path | None, typer.Option(help="Write the report as one page to send, NAME.html, which needs no other file.")] = None) -> None:
     "Show one run: each stage's outcome and sentence, and where the report is."
     from within.ledger import removal
     from within.runs.folder import find_run, published
+    from within.runs.report import write_copy
     ctx = open_context()
     folder = find_run(ctx.settings.home, run)
+    if copy is not None: return typer.echo(write_copy(folder, copy))
     bodies, row = published(ctx, folder), ctx.store.get("run", run)
     rows = [(s, called(bodies.get(s, {}).get("outcome", "pending")), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
     print_table(("stage", "outcome", "why"), rows)

@@ -217,7 +217,7 @@ class ABTest:
         begun, ends = parse_time(row.body["started_at"]), parse_time(row.body["ends_at"])
         for due in looks_between(begun + self.minimum, ends):
             if self.ctx.now() < due:
-                if not self.ctx.is_replay: break
+                if not self.ctx.moves_on: break
                 from within.serving.replayer import Replayer
                 Replayer(self.ctx).advance_to(due)
             if due < ends and self.ctx.now() < due + timedelta(days=1):     # a look of its day; earlier ones had their chance

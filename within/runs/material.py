@@ -193,7 +193,7 @@ def place_control(stage: Stage, deployer: Any) -> Any:
 
 def pass_days(ctx: Context, days: float) -> Any:
     "On the replay clock, let days of recorded traffic go by; on the system clock nothing is waited for."
-    if not ctx.is_replay or days <= 0: return f"{ctx.now():%Y-%m-%d}: nothing is waited for"
+    if not ctx.moves_on or days <= 0: return f"{ctx.now():%Y-%m-%d}: nothing is waited for"
     from within.serving.replayer import Replayer
     return Replayer(ctx).advance_to(ctx.now() + timedelta(days=days))
 

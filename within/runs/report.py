@@ -7,7 +7,7 @@ __all__ = ['MARKS', 'WORDS', 'BOX_W', 'BOX_H', 'GAP_X', 'GAP_Y', 'LIGHT', 'DARK'
            'COLOURS', 'STYLE', 'text', 'badge', 'gate_badge', 'box_place', 'arrow', 'box', 'dag_svg', 'table',
            'is_number', 'Markup', 'verdict_table', 'figure_rows', 'notebook_pictures', 'notebook_question',
            'plain_sentence', 'StageView', 'stage_section', 'attempt_links', 'extra_links', 'stage_view', 'RunView',
-           'page', 'write_report']
+           'page', 'write_report', 'portable', 'write_copy']
 
 # %% ../../nbs/lib/720_runs.report.ipynb #91acf27d
 import base64
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InvalidInput
 from ..files import read_json, write_text
 from .folder import RunFolder
 from ..verdicts import shown
@@ -286,3 +287,17 @@ def page(view: RunView) -> str:
 def write_report(folder: RunFolder, view: RunView) -> Path:
     "Write `index.html` of a run; returns its path."
     return write_text(folder.report, page(view))
+
+# %% ../../nbs/lib/720_runs.report.ipynb #45170f94
+def portable(page_text: str) -> str:
+    "A page without links to other files: their words stay, links within the page and to the web too."
+    return re.sub(r'<a href="(?!#|https?:)[^"]*">(.*?)</a>', r"\1", page_text, flags=re.DOTALL)
+
+
+def write_copy(folder: RunFolder, to: Path) -> Path:
+    "The run's report as one page that needs no other file; raises `InvalidInput` for a run without one, or a name that is taken or no page's."
+    if not folder.report.is_file(): raise InvalidInput(f"run {folder.id} has no report yet; it is written when a stage ends")
+    if to.suffix not in (".html", ".htm"): raise InvalidInput(f"{to} is no page's name: write NAME.html")
+    if to.exists(): raise InvalidInput(f"{to} exists; name another file, or remove it first")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(to, portable(folder.report.read_text(encoding="utf-8")))

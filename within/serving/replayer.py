@@ -48,6 +48,7 @@ class Traffic:
     rows: Callable[[datetime, datetime], "pd.DataFrame"]  # (since, until] by `at`, sorted; META columns, features and segments
     due: Callable[[datetime, datetime], "pd.DataFrame"]   # the same by `outcome_at`
     segments: tuple[str, ...] = ()
+    memory_days: int = 5                                  # how old an answer may be when its outcome comes
 
 
 def _between(ctx: Context, dataset: str, column: str) -> Callable[[datetime, datetime], "pd.DataFrame"]:
@@ -274,7 +275,7 @@ class Stream:
         self._bearer = f"Bearer {token(ctx.settings)}"
         self._connections = [Connection(self.url, self._bearer) for _ in range(connections)]
         self._path = f"/v2/models/{self.route.model}/infer"
-        self._answers = known_answers(ctx, self.route)
+        self._answers = known_answers(ctx, self.route, traffic.memory_days)
 
     def features(self) -> list[str]:
         "What the routed versions take, as the gateway says."
@@ -329,27 +330,31 @@ def progress(total: int) -> Any:
 
 
 class Replayer:
-    "Moves the replay clock of a home; raises `NotDue` on the system clock."
+    "Moves the replay clock of a home; raises `NotDue` on the system clock, and where somebody else lets the days pass."
 
-    def __init__(self, ctx: Context | None = None): self.ctx = resolve(ctx)
+    def __init__(self, ctx: Context | None = None,
+                 traffic: Callable[[Context, Route], Traffic | None] = traffic_of, # where a route's requests come from
+                 paces: bool = False): # whether it is the one that lets the days of a paced home pass
+        self.ctx, self.traffic, self.paces = resolve(ctx), traffic, paces
 
     def advance_to(self, until: datetime | str, on_tick: Callable[[datetime], Any] | None = None, tick: str | timedelta = "1d") -> ReplayResult:
         "Replay everything up to `until` (included); `on_tick(t)` is called after each tick. An `until` that has passed is nothing to do."
         until, every, now = parse_time(until), parse_duration(tick), self.ctx.now()
         if until <= now: return ReplayResult(now, now)
-        if not self.ctx.is_replay: raise NotDue(f"it is {iso(now)}; this can be known from {iso(until)} on", until)
+        if not (self.ctx.is_replay if self.paces else self.ctx.moves_on): raise NotDue(f"it is {iso(now)}; this can be known from {iso(until)} on", until)
         with clock_writer(self.ctx) as writer, LoopThread() as loop, progress(len(steps := ticks(now, until, every))) as bar:
             shown = bar.add_task(f"replaying to {until:%Y-%m-%d}", total=len(steps))
             def done(t: datetime) -> None:
                 bar.advance(shown)
                 if on_tick: on_tick(t)
-            return replay(self.ctx, loop, writer, now, steps, done)
+            return replay(self.ctx, loop, writer, now, steps, done, self.traffic)
 
 
-def replay(ctx: Context, loop: LoopThread, writer: str, since: datetime, steps: list[datetime], done: Callable[[datetime], Any]) -> ReplayResult:
+def replay(ctx: Context, loop: LoopThread, writer: str, since: datetime, steps: list[datetime], done: Callable[[datetime], Any],
+           traffic: Callable[[Context, Route], Traffic | None] = traffic_of) -> ReplayResult:
     "The ticks, one after the other."
     began, first, counts, by_model = time.perf_counter(), since, {"requests": 0, "failed": 0, "outcomes": 0, "user_feedback": 0}, {}
-    streams = [Stream(ctx, found) for r in replayed_routes(ctx) if (found := traffic_of(ctx, r))]
+    streams = [Stream(ctx, found) for r in replayed_routes(ctx) if (found := traffic(ctx, r))]
     try:
         for end in steps:
             ctx.store.clock_advance(since, writer)  # renews the lease
