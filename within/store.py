@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'Text', 'Int', 'STATE', 'TRANSITIONS', 'LEDGER', 'VERSIONS', 'CLOCK', 'ALIASES', 'OBSERVATIONS', 'GROWING',
-           'KINDS', 'Row', 'StoreBase', 'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store', 'online_copy']
+           'KINDS', 'NEWEST', 'Row', 'StoreBase', 'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store',
+           'online_copy']
 
 # %% ../nbs/lib/110_store.ipynb #ab6ebfb8
 import json
@@ -117,9 +118,10 @@ def _put(c: sa.Connection, kind: str, id: str, body: Mapping, revision: int | No
     if current != revision:
         raise Conflict(f"{kind} {id!r} is at revision {current}, not {revision}: somebody else changed it; read it again and decide again")
     new = {"revision": (current or 0) + 1, "at": iso(at), "body": _encode(body)}
-    if current is None: c.execute(STATE.insert().values(kind=kind, id=id, **new))
+    row = {"kind": kind, "id": id, **new}
+    if current is None: c.execute(STATE.insert(), row)
     else: c.execute(STATE.update().where(STATE.c.kind == kind, STATE.c.id == id, STATE.c.revision == current).values(**new))
-    c.execute(TRANSITIONS.insert().values(kind=kind, id=id, **new))
+    c.execute(TRANSITIONS.insert(), row)
     return new["revision"]
 
 # %% ../nbs/lib/110_store.ipynb #d7b6721d
@@ -238,11 +240,14 @@ class ModelVersions(ClockRow):
         return h[-1]["version"] if (h := self.alias_history(name, alias)) else None
 
 # %% ../nbs/lib/110_store.ipynb #482ab9d1
+NEWEST = sa.select(LEDGER.c.seq, LEDGER.c.hash).order_by(LEDGER.c.seq.desc()).limit(1)
+
+
 def _chained(c: sa.Connection, entry: Mapping[str, str], digest: Any) -> dict:
-    last = c.execute(sa.select(LEDGER.c.seq, LEDGER.c.hash).order_by(LEDGER.c.seq.desc()).limit(1)).first()
+    last = c.execute(NEWEST).first()
     row = {**entry, "seq": last.seq + 1 if last else 1, "previous": last.hash if last else "0" * 64}
     row["hash"] = digest(row)
-    c.execute(LEDGER.insert().values(**row))
+    c.execute(LEDGER.insert(), row)   # values apart from the statement: it is compiled once
     return row
 
 
@@ -276,9 +281,10 @@ class Store(ModelVersions):
             for table, rows in [*kept.items(), (STATE, list(last.values()))]:
                 if rows: c.execute(table.insert(), rows)
 
-    def ledger_rows(self) -> list[dict]:
-        "Every entry as stored, in order."
-        with self.reading() as c: return [dict(r._mapping) for r in c.execute(sa.select(LEDGER).order_by(LEDGER.c.seq))]
+    def ledger_rows(self, after: int = 0, most: int | None = None) -> list[dict]:
+        "Entries as stored, in order: those numbered above `after`, and at most `most` of them."
+        wanted = sa.select(LEDGER).where(LEDGER.c.seq > after).order_by(LEDGER.c.seq).limit(most)
+        with self.reading() as c: return [dict(r._mapping) for r in c.execute(wanted)]
 
     def add_observations(self, rows: Iterable[Mapping]) -> None:
         "Append measured values: subject, metric, value, and optionally n, at, labels."
