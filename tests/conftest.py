@@ -97,6 +97,14 @@ def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    "The URL of a PostgreSQL server of this session."
+    from postgresql import running_server
+
+    with running_server() as url: yield url
+
+
+@pytest.fixture(scope="session")
 def small_configs(tmp_path_factory) -> Path:
     "The shipped policies with minimums that a world at scale 0.02 can meet."
     return lower(Path(shutil.copytree(ROOT / "configs", tmp_path_factory.mktemp("policies") / "configs")))
