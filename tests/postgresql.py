@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,14 +44,40 @@ def running_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_database(server: str, name: str, like: str | None = None) -> str:
-    "The store's URL of a database of that name, made if it is not there: empty, or a copy of another one that nobody uses any more."
-    with psycopg.connect(server, autocommit=True) as c, contextlib.suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-        if like: c.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (like,))
-        c.execute(f'create database "{name}"' + (f' template "{like}"' if like else " template template0"))
+def new_database(server: str, name: str) -> str:
+    "The store's URL of a new, empty database."
+    with psycopg.connect(server, autocommit=True) as c: c.execute(f'create database "{name}" template template0')
     return server.replace("postgresql://", "postgresql+psycopg://").rpartition("/")[0] + f"/{name}"
 
 
 def statements(url: str, text: str) -> None:
     "Run several statements on a database."
     with psycopg.connect(url.replace("+psycopg", "")) as c: c.execute(text)
+
+
+def _server() -> str: return os.environ["TEST_POSTGRESQL_SERVER"]
+
+
+def databases() -> set[str]:
+    "The databases of homes on the session's server."
+    with psycopg.connect(_server()) as c: return {name for (name,) in c.execute("select datname from pg_database where datname like 'home%'")}
+
+
+def drop_databases(names: set[str]) -> None:
+    with psycopg.connect(_server(), autocommit=True) as c:
+        for name in sorted(names): c.execute(f'drop database if exists "{name}" with (force)')
+
+
+def copy_database(source: Path, target: Path) -> None:
+    "What a home's database holds, for a copy of the home at another place; its paths are rewritten."
+    site = sys.modules["sitecustomize"]
+    old, new = site.database_of(source), site.database_of(target)
+    with psycopg.connect(_server(), autocommit=True) as c:
+        if old not in databases(): return
+        c.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (old,))
+        c.execute(f'create database "{new}" template "{old}"')
+    with psycopg.connect(_server().rpartition("/")[0] + f"/{new}") as c:
+        texts = c.execute("select table_name, column_name from information_schema.columns where table_schema = 'public' and data_type = 'text'").fetchall()
+        for table, column in texts:
+            c.execute(f'update "{table}" set "{column}" = replace("{column}", %s, %s) where position(%s in "{column}") > 0',
+                      (str(source), str(target), str(source)))

@@ -108,6 +108,7 @@ def test_a_newer_store_is_refused_and_left_alone(laid, tmp_path, engine):
     assert look(url) == before and not list(tmp_path.rglob("within.revision-*"))
 
 
+@pytest.mark.slow
 @engines
 @pytest.mark.parametrize("start", ["old", "empty"])
 def test_of_several_processes_one_does_it(laid, request, tmp_path, engine, start):
@@ -122,6 +123,7 @@ def test_of_several_processes_one_does_it(laid, request, tmp_path, engine, start
     if start == "old": assert ledger.verify(opened(tmp_path, url)).ok
 
 
+@pytest.mark.slow
 @engines
 @pytest.mark.parametrize("when", ["during the copy", "in the middle", "before the commit"])
 def test_killed_half_way_it_is_the_old_one(laid, tmp_path, engine, when):
@@ -199,7 +201,9 @@ def test_an_old_backup_is_restored_and_upgraded_and_a_newer_one_is_not(laid, tmp
     assert ctx.store.revision == REVISION and ledger.verify(ctx).head == HEAD == made.head
     assert look(f"sqlite:///{again.path / 'within.revision-1.db'}")[1] is False
     with ctx.store.transaction() as c: c.execute(REVISIONS.insert().values(revision=REVISION + 1, within="9.9.9"))
-    back_up(tmp_path / "newer.tar", ctx=ctx)
+    with monkeypatch.context() as later:
+        later.setattr(store, "REVISION", REVISION + 1)
+        back_up(tmp_path / "newer.tar", ctx=ctx)
     ctx.close()
     with pytest.raises(InvalidInput, match=r"install within 9\.9\.9"): restore(tmp_path / "newer.tar", tmp_path / "third")
     assert not (tmp_path / "third").exists() and not list(tmp_path.glob(".third*"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'Text', 'Int', 'STATE', 'TRANSITIONS', 'LEDGER', 'VERSIONS', 'CLOCK', 'ALIASES', 'OBSERVATIONS',
-           'REVISIONS', 'GROWING', 'KINDS', 'MIGRATIONS', 'REVISION', 'LOCK', 'Row', 'Migration', 'StoreBase',
+           'REVISIONS', 'GROWING', 'KINDS', 'LOCK', 'MIGRATIONS', 'REVISION', 'BUSY', 'Row', 'Migration', 'StoreBase',
            'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store', 'online_copy']
 
 # %% ../nbs/lib/110_store.ipynb #ab6ebfb8
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from . import __version__
 from .clock import SystemClock, iso, parse_time
-from .errors import Conflict, InvalidInput, unknown
+from .errors import Conflict, InvalidInput, WithinError, unknown
 from .verdicts import Record, plain
 
 # %% ../nbs/lib/110_store.ipynb #78ecf20b
@@ -72,12 +72,25 @@ def _encode(body: Mapping[str, Any]) -> str: return json.dumps(plain(body), sort
 def _row(r: Any) -> Row: return Row(r.kind, r.id, r.revision, parse_time(r.at), json.loads(r.body))
 
 # %% ../nbs/lib/110_store.ipynb #3120fd15
+LOCK = 7_233_884_013   # PostgreSQL's advisory lock of whoever writes; any number that nobody else takes
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url, isolation_level="REPEATABLE READ", pool_pre_ping=True)
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection):
+        if not connection.get_execution_options().get("reading"):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '30s'; SELECT pg_advisory_xact_lock({LOCK})")
+    return engine
+
+
 def _engine(url: str) -> sa.Engine:
     try: parsed = sa.engine.make_url(url)
     except sa.exc.ArgumentError:
         raise InvalidInput("WITHIN_DATABASE_URL is not a database URL; write sqlite:///path or postgresql+psycopg://user@host/name") from None
     if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql": parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() != "sqlite": return sa.create_engine(parsed, isolation_level="SERIALIZABLE", pool_pre_ping=True)
+    if parsed.get_backend_name() == "postgresql": return _postgresql(parsed)
+    if parsed.get_backend_name() != "sqlite": raise InvalidInput(f"WITHIN_DATABASE_URL names {parsed.get_backend_name()}, not sqlite or postgresql")
     if parsed.database and parsed.database != ":memory:": Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": 30, "isolation_level": None})
     @sa.event.listens_for(engine, "connect")
@@ -102,7 +115,6 @@ def _add_revision(op: Any) -> None:
 
 MIGRATIONS = (Migration(2, "the store says which revision it is", _add_revision),)
 REVISION = 2          # what this version of within reads and writes
-LOCK = 7_233_884_013  # PostgreSQL's advisory lock of whoever makes or upgrades the tables; any number that nobody else takes
 
 # %% ../nbs/lib/110_store.ipynb #cc6b94a7
 def _revision(c: sa.Connection) -> int: # 0: no tables yet; 1: the first release's, which did not say
@@ -130,11 +142,16 @@ def _upgrade(c: sa.Connection, found: int) -> None:
     if [tuple(r) for r in c.execute(ledger)] != before: raise InvalidInput("a migration changed the ledger; nothing was upgraded, please report this")
 
 # %% ../nbs/lib/110_store.ipynb #a887cf94
+BUSY = ("40001", "40P01", "55P03")   # PostgreSQL: serialization failure, deadlock, lock not available
+
+
 class StoreBase:
     "Opens the database, makes missing tables or brings older ones up to date, and runs transactions."
 
     def __init__(self, url: str): # an SQLAlchemy URL
         self.url, self._engine = url, _engine(url)
+        now = {"isolation_level": "READ COMMITTED"} if self._engine.dialect.name == "postgresql" else {}   # a statement sees what others did while it waited
+        self._writing = self._engine.execution_options(**now)
         self.place = sa.engine.make_url(url).render_as_string()   # for messages: without its password
         try:
             with self.reading() as c: found = _revision(c)
@@ -146,9 +163,7 @@ class StoreBase:
 
     def _prepared(self) -> int:
         "Make the tables, or run the migrations that are due, in one transaction, once; the revision. Raises `InvalidInput` for a newer store."
-        engine = self._engine if self._engine.dialect.name == "sqlite" else self._engine.execution_options(isolation_level="READ COMMITTED")
-        with engine.begin() as c:
-            if engine.dialect.name == "postgresql": c.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        with self._writing.begin() as c:
             found = _revision(c)    # again, now that nobody else can write: another process may have been here first
             if found > REVISION: raise InvalidInput(_too_new(c, self.place, found))
             if found == 0: METADATA.create_all(c)
@@ -169,17 +184,25 @@ class StoreBase:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        "All or nothing; a lost race is a `Conflict`."
-        try:
-            with self._engine.begin() as connection: yield connection
-        except sa.exc.IntegrityError as e: raise Conflict(f"somebody else wrote this first: {e.orig}") from e
-        except sa.exc.OperationalError as e:
-            if getattr(e.orig, "sqlstate", None) == "40001" or "locked" in str(e.orig): raise Conflict(f"somebody else is writing; try again: {e.orig}") from e
-            raise
+        "All or nothing; a lost race is a `Conflict`, a text that the engine cannot keep `InvalidInput`."
+        with self._said(), self._writing.begin() as connection: yield connection
 
-    def reading(self) -> Any:
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
         "A transaction that only reads: it never waits for a writer."
-        return self._engine.execution_options(reading=True).begin()
+        with self._said(), self._engine.execution_options(reading=True).begin() as connection: yield connection
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        "The engine's errors in the words of `within`."
+        try: yield
+        except sa.exc.IntegrityError as e: raise Conflict(f"somebody else wrote this first: {e.orig}") from e
+        except sa.exc.DataError as e: raise InvalidInput(f"the database cannot keep this: {e.orig}") from e
+        except sa.exc.DBAPIError as e:
+            if e.connection_invalidated:
+                raise WithinError(f"the connection to {self.place} was lost: {e.orig}; look whether it was written before you do it again") from e
+            if getattr(e.orig, "sqlstate", None) in BUSY or "locked" in str(e.orig): raise Conflict(f"somebody else is writing; try again: {e.orig}") from e
+            raise
 
     def close(self) -> None: self._engine.dispose()
 
