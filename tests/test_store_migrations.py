@@ -20,7 +20,7 @@ from within.backups import back_up, restore
 from within.clock import FrozenClock, parse_time
 from within.context import Context
 from within.doctor import examine
-from within.errors import InvalidInput
+from within.errors import Conflict, InvalidInput, WithinError
 from within.store import METADATA, MIGRATIONS, REVISION, REVISIONS, Migration, Store
 
 FORMS = sorted((ROOT / "tests" / "stores").glob("*.sql"))
@@ -207,3 +207,40 @@ def test_an_old_backup_is_restored_and_upgraded_and_a_newer_one_is_not(laid, tmp
     ctx.close()
     with pytest.raises(InvalidInput, match=r"install within 9\.9\.9"): restore(tmp_path / "newer.tar", tmp_path / "third")
     assert not (tmp_path / "third").exists() and not list(tmp_path.glob(".third*"))
+
+
+@needs_postgres
+def test_a_server_s_store_is_backed_up_and_restored_to_a_file_or_a_server(laid, tmp_path, monkeypatch, request):
+    ctx = opened(tmp_path, url := laid("postgresql"))
+    made = back_up(tmp_path / "b.tar", ctx=ctx)
+    assert (made.database, made.head) == ("inside", HEAD) and not (tmp_path / "home" / "within.db").exists()
+    ctx.close()
+    before, _ = look(url)
+    monkeypatch.setenv("WITHIN_DATABASE_URL", f"sqlite:///{tmp_path / 'file' / 'within.db'}")
+    restore(made.path, tmp_path / "file")
+    assert look(f"sqlite:///{tmp_path / 'file' / 'within.db'}") == (before, True)
+    monkeypatch.setenv("WITHIN_DATABASE_URL", empty := new_database(request.getfixturevalue("postgres"), f"into_{uuid.uuid4().hex[:12]}"))
+    restore(made.path, tmp_path / "server")
+    assert look(empty) == (before, True) and not list((tmp_path / "server").glob("within.db*"))
+    ctx = Context.open(FrozenClock(AT), home=tmp_path / "server")
+    assert ledger.verify(ctx).head == HEAD
+    ctx.store.add_observations([{"subject": "a", "metric": "b", "value": 1.0}])   # its number follows the restored ones
+    assert [r.revision for r in ctx.store.history("run", "r1")] == [1, 2] and ctx.store.put("run", "r9", {}, None) == 1
+    ctx.close()
+    with pytest.raises(Conflict, match="is not empty"): restore(made.path, tmp_path / "twice")
+    assert not (tmp_path / "twice").exists() and not list(tmp_path.glob(".twice*"))
+
+
+@needs_postgres
+def test_a_connection_that_was_cut(laid, tmp_path, request):
+    ctx = opened(tmp_path, url := laid("postgresql"))
+    def cut() -> None: statements(request.getfixturevalue("postgres"), "select pg_terminate_backend(pid) from pg_stat_activity where datname = "
+                                  f"'{url.rpartition('/')[2]}'")
+    cut()
+    assert ctx.store.get("run", "r1").revision == 2   # between two transactions nobody notices
+    with pytest.raises(WithinError, match="was lost.*look whether it was written"), ctx.store.transaction() as c:
+        c.execute(store.STATE.update().values(revision=7))
+        cut()
+        c.execute(store.STATE.update().values(revision=8))
+    assert ctx.store.get("run", "r1").revision == 2 and ledger.verify(ctx).ok
+    ctx.close()

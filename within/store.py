@@ -372,6 +372,16 @@ class Store(ModelVersions):
             for table, rows in [*kept.items(), (STATE, list(last.values()))]:
                 if rows: c.execute(table.insert(), rows)
 
+    def copy_to(self, other: "Store") -> None:
+        "Write one moment of everything into an empty store, on the same engine or another; raises `Conflict` if it is not empty."
+        with self.reading() as c: kept = {t: [dict(r._mapping) for r in c.execute(sa.select(t))] for t in METADATA.sorted_tables if t is not REVISIONS}
+        with other.transaction() as c:
+            if any(c.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in kept): raise Conflict(f"the store {other.place} is not empty")
+            for table, rows in kept.items():
+                if rows: c.execute(table.insert(), rows)
+                if rows and c.dialect.name == "postgresql" and table in (TRANSITIONS, ALIASES, OBSERVATIONS):   # the next number comes after these
+                    c.execute(sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(table.name, "seq"), max(r["seq"] for r in rows))))
+
     def ledger_rows(self) -> list[dict]:
         "Every entry as stored, in order."
         with self.reading() as c: return [dict(r._mapping) for r in c.execute(sa.select(LEDGER).order_by(LEDGER.c.seq))]
