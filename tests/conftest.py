@@ -18,6 +18,7 @@ from postgresql import copy_database, databases, drop_databases, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW, SCALE, SEED = "2023-10-01", 0.02, 0
+made_on_server: dict[str, int] = {}
 SERVING = pytest.StashKey[contextlib.ExitStack]()
 
 QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "EVIDENTLY_DISABLE_TELEMETRY": "1",
@@ -114,6 +115,11 @@ def pytest_configure(config) -> None:
     importlib.import_module("sitecustomize")
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    "Says on PostgreSQL how many stores were really there, so that a run that quietly used SQLite is seen."
+    if DATABASE == "postgresql": terminalreporter.line(f"on postgresql: {sum(made_on_server.values())} homes had a database at the end of a test")
+
+
 def pytest_unconfigure(config) -> None:
     if here := config.stash.get(SERVING, None): here.close()
 
@@ -129,7 +135,9 @@ def databases_of_this_test() -> Iterator[None]:
     "Drops afterwards what a test made on the server."
     before = databases()
     yield
-    drop_databases(databases() - before)
+    made = databases() - before
+    made_on_server["homes"] = made_on_server.get("homes", 0) + len(made)
+    drop_databases(made)
 
 
 def store_url(folder: Path) -> str:
