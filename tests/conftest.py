@@ -14,11 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from postgresql import copy_database, databases, drop_databases, running_server
+from postgresql import copy_database, databases, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW, SCALE, SEED = "2023-10-01", 0.02, 0
-made_on_server: dict[str, int] = {}
 SERVING = pytest.StashKey[contextlib.ExitStack]()
 
 QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "EVIDENTLY_DISABLE_TELEMETRY": "1",
@@ -117,7 +116,7 @@ def pytest_configure(config) -> None:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     "Says on PostgreSQL how many stores were really there, so that a run that quietly used SQLite is seen."
-    if DATABASE == "postgresql": terminalreporter.line(f"on postgresql: {sum(made_on_server.values())} homes had a database at the end of a test")
+    if DATABASE == "postgresql": terminalreporter.line(f"on postgresql: {len(databases())} homes had a database of their own")
 
 
 def pytest_unconfigure(config) -> None:
@@ -128,16 +127,6 @@ def pytest_unconfigure(config) -> None:
 def postgres() -> Iterator[str]:
     "The URL of a PostgreSQL server of this session."
     with running_server() as url: yield url
-
-
-@pytest.fixture(autouse=DATABASE == "postgresql")
-def databases_of_this_test() -> Iterator[None]:
-    "Drops afterwards what a test made on the server."
-    before = databases()
-    yield
-    made = databases() - before
-    made_on_server["homes"] = made_on_server.get("homes", 0) + len(made)
-    drop_databases(made)
 
 
 def store_url(folder: Path) -> str:

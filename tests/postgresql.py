@@ -63,11 +63,6 @@ def databases() -> set[str]:
     with psycopg.connect(_server()) as c: return {name for (name,) in c.execute("select datname from pg_database where datname like 'home%'")}
 
 
-def drop_databases(names: set[str]) -> None:
-    with psycopg.connect(_server(), autocommit=True) as c:
-        for name in sorted(names): c.execute(f'drop database if exists "{name}" with (force)')
-
-
 def copy_database(source: Path, target: Path) -> None:
     "What a home's database holds, for a copy of the home at another place; its paths are rewritten."
     site = sys.modules["sitecustomize"]

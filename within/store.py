@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METADATA', 'Text', 'Int', 'STATE', 'TRANSITIONS', 'LEDGER', 'VERSIONS', 'CLOCK', 'ALIASES', 'OBSERVATIONS',
-           'REVISIONS', 'GROWING', 'KINDS', 'LOCK', 'MIGRATIONS', 'REVISION', 'BUSY', 'Row', 'Migration', 'StoreBase',
-           'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'Store', 'online_copy']
+           'REVISIONS', 'GROWING', 'KINDS', 'LOCK', 'MIGRATIONS', 'REVISION', 'BUSY', 'Row', 'Migration', 'Connection',
+           'StoreBase', 'StateRows', 'ClockRow', 'VersionRow', 'ModelVersions', 'LedgerRows', 'Store', 'online_copy']
 
 # %% ../nbs/lib/110_store.ipynb #ab6ebfb8
 import json
@@ -145,14 +145,45 @@ def _upgrade(c: sa.Connection, found: int) -> None:
 BUSY = ("40001", "40P01", "55P03")   # PostgreSQL: serialization failure, deadlock, lock not available
 
 
-class StoreBase:
-    "Opens the database, makes missing tables or brings older ones up to date, and runs transactions."
+class Connection:
+    "One database's connections: transactions that write or only read, and what its errors mean."
 
     def __init__(self, url: str): # an SQLAlchemy URL
         self.url, self._engine = url, _engine(url)
         now = {"isolation_level": "READ COMMITTED"} if self._engine.dialect.name == "postgresql" else {}   # a statement sees what others did while it waited
         self._writing = self._engine.execution_options(**now)
         self.place = sa.engine.make_url(url).render_as_string()   # for messages: without its password
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        "All or nothing; a lost race is a `Conflict`, a text that the engine cannot keep `InvalidInput`."
+        with self._said(), self._writing.begin() as connection: yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        "A transaction that only reads: it never waits for a writer."
+        with self._said(), self._engine.execution_options(reading=True).begin() as connection: yield connection
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        "The engine's errors in the words of `within`."
+        try: yield
+        except sa.exc.IntegrityError as e: raise Conflict(f"somebody else wrote this first: {e.orig}") from e
+        except sa.exc.DataError as e: raise InvalidInput(f"the database cannot keep this: {e.orig}") from e
+        except sa.exc.DBAPIError as e:
+            if e.connection_invalidated:
+                raise WithinError(f"the connection to {self.place} was lost: {e.orig}; look whether it was written before you do it again") from e
+            if getattr(e.orig, "sqlstate", None) in BUSY or "locked" in str(e.orig): raise Conflict(f"somebody else is writing; try again: {e.orig}") from e
+            raise
+
+    def close(self) -> None: self._engine.dispose()
+
+# %% ../nbs/lib/110_store.ipynb #e4780340
+class StoreBase(Connection):
+    "Opens the database, and makes missing tables or brings older ones up to date."
+
+    def __init__(self, url: str): # an SQLAlchemy URL
+        super().__init__(url)
         try:
             with self.reading() as c: found = _revision(c)
             self.revision = found if found == REVISION else self._prepared()
@@ -181,30 +212,6 @@ class StoreBase:
         draft.unlink(missing_ok=True)   # of a process that was killed
         online_copy(Path(file), draft).chmod(0o600)
         draft.replace(kept)
-
-    @contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        "All or nothing; a lost race is a `Conflict`, a text that the engine cannot keep `InvalidInput`."
-        with self._said(), self._writing.begin() as connection: yield connection
-
-    @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        "A transaction that only reads: it never waits for a writer."
-        with self._said(), self._engine.execution_options(reading=True).begin() as connection: yield connection
-
-    @contextmanager
-    def _said(self) -> Iterator[None]:
-        "The engine's errors in the words of `within`."
-        try: yield
-        except sa.exc.IntegrityError as e: raise Conflict(f"somebody else wrote this first: {e.orig}") from e
-        except sa.exc.DataError as e: raise InvalidInput(f"the database cannot keep this: {e.orig}") from e
-        except sa.exc.DBAPIError as e:
-            if e.connection_invalidated:
-                raise WithinError(f"the connection to {self.place} was lost: {e.orig}; look whether it was written before you do it again") from e
-            if getattr(e.orig, "sqlstate", None) in BUSY or "locked" in str(e.orig): raise Conflict(f"somebody else is writing; try again: {e.orig}") from e
-            raise
-
-    def close(self) -> None: self._engine.dispose()
 
 # %% ../nbs/lib/110_store.ipynb #b332c6c9
 def _put(c: sa.Connection, kind: str, id: str, body: Mapping, revision: int | None, at: datetime) -> int:
@@ -342,8 +349,8 @@ def _chained(c: sa.Connection, entry: Mapping[str, str], digest: Any) -> dict:
     return row
 
 
-class Store(ModelVersions):
-    "The whole store; open one through `within.context.Context`."
+class LedgerRows(ModelVersions):
+    "The ledger's entries, alone or together with the state they tell of."
 
     def append_ledger(self, entry: Mapping[str, str], digest: Any) -> dict:
         "Append an entry (at, kind, subject, actor, body as text); `digest(row)` hashes it with `seq` and `previous` filled in."
@@ -358,6 +365,14 @@ class Store(ModelVersions):
             for n, a, v, by in aliases: c.execute(ALIASES.insert().values(name=n, alias=a, version=v, at=iso(when), by=by))
             for entry in entries: _chained(c, entry, digest)
         return found
+
+    def ledger_rows(self) -> list[dict]:
+        "Every entry as stored, in order."
+        with self.reading() as c: return [dict(r._mapping) for r in c.execute(sa.select(LEDGER).order_by(LEDGER.c.seq))]
+
+# %% ../nbs/lib/110_store.ipynb #5266a7cd
+class Store(LedgerRows):
+    "The whole store; open one through `within.context.Context`."
 
     def position(self) -> dict[str, int]:
         "The last number in each table that only grows; what `copy_until` needs to make this moment again."
@@ -381,10 +396,6 @@ class Store(ModelVersions):
                 if rows: c.execute(table.insert(), rows)
                 if rows and c.dialect.name == "postgresql" and table in (TRANSITIONS, ALIASES, OBSERVATIONS):   # the next number comes after these
                     c.execute(sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(table.name, "seq"), max(r["seq"] for r in rows))))
-
-    def ledger_rows(self) -> list[dict]:
-        "Every entry as stored, in order."
-        with self.reading() as c: return [dict(r._mapping) for r in c.execute(sa.select(LEDGER).order_by(LEDGER.c.seq))]
 
     def add_observations(self, rows: Iterable[Mapping]) -> None:
         "Append measured values: subject, metric, value, and optionally n, at, labels."
