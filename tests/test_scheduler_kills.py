@@ -1,9 +1,9 @@
 # ruff: noqa: F811
 """A scheduler that is killed (SIGKILL) at random moments and after chosen writes of its life ends where an undisturbed one ends.
 
-The life: five weeks of the replay clock, of one home. Continuous training with a standing approval of one a month: a run that goes on alone, a run
-that asks a person because the month's one is used, the person's yes, three dates that were missed and one run that stands for all of them; a rollout
-that walks its steps and asks at the last; a monitor that opens an alert and resolves it; the outbox. Stages are small notebooks, everything else is real:
+The life: over three weeks of the replay clock, of one home. Continuous training with a standing approval of one a month: a run that goes on alone; a
+missed date and a run that stands for two, which asks a person because the month's one is used; the person's yes. A rollout that walks its steps and asks
+at the last; a monitor that opens an alert and resolves it; the outbox. Stages are small notebooks, everything else is real:
 the scheduler is a process of its own, its runs are `within retrain`, their stages have kernels.
 
 `WITHIN_KILLS=200` kills at 200 random moments (20 otherwise); `WITHIN_SWEEP=all` kills after each write of a life in turn (a few of them otherwise).
@@ -44,7 +44,7 @@ from within.serving.routes import Route, change
 KILLS, SWEEP = int(os.environ.get("WITHIN_KILLS", 20)), os.environ.get("WITHIN_SWEEP", "")
 ROLLOUT, EVERY = "rollout-1", 61
 LIFE = {"2023-10-01T01:00": "2.2.0", "2023-10-04T02:00": "2.2.0", "2023-10-07T03:00": "2.2.0", "2023-10-08T00:00:10": "2.2.0", "2023-10-09T12:00": "2.2.0",
-        "2023-10-12T12:00": "2.2.0", "2023-10-15T00:00:10": "2.3.0", "2023-10-17T00:00": "2.3.0", "2023-11-05T00:00:10": "2.4.0"}
+        "2023-10-11T12:00": "2.2.0", "2023-10-22T00:00:10": "2.3.0", "2023-10-24T00:00": "2.3.0"}
 PERSON = "ann@example.com"
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def traffic(ctx: Context) -> None:
 def born(project):
     "A home at the beginning of the life; the context."
     ctx = project
-    register(ctx, "2.1.0", "2.2.0", "2.3.0", "2.4.0", "2.5.0")
+    register(ctx, "2.1.0", "2.2.0", "2.3.0", "2.5.0")
     registry = ModelRegistry(ctx)
     for version in ("2.1.0", "2.5.0"): registry.approve(f"{MODEL}@{version}", PERSON, "read")
     change(ctx, Route("production", MODEL, "2.1.0"), None, by="test", wait=0)
@@ -116,13 +116,13 @@ class Life:
             self.ctx.clock.advance_to(parse_time(at))
             self.ctx.store.clock_release("replayer")
             (self.home / "challenger").write_text(f"{MODEL}@{challenger}")
-            if at.startswith("2023-10-12"): ModelDeployer(self.ctx).operate(ROLLOUT, "approve", note="looked at it")
-            if at.startswith("2023-10-17"): ModelRegistry(self.ctx).approve(f"{MODEL}@2.3.0", PERSON, "read the packet")
+            if at.startswith("2023-10-11"): ModelDeployer(self.ctx).operate(ROLLOUT, "approve", by=PERSON, note="looked at it")
+            if at.startswith("2023-10-24"): ModelRegistry(self.ctx).approve(f"{MODEL}@2.3.0", PERSON, "read the packet")
             ended = 0
             for _ in range(200):
                 ended += self.look(at)
-                if ended == 3: break
-            assert ended == 3, self.out.read_text()
+                if ended == 2: break   # the second tells people what the first led to
+            assert ended == 2, self.out.read_text()
         return self
 
     def left_over(self) -> list[int]:
@@ -178,7 +178,7 @@ def lived(born: Context, folder: Path, **how) -> tuple[dict, Life]:
 
 def test_killed_at_random_moments_it_ends_where_an_undisturbed_one_ends(born, tmp_path):
     calm, first = lived(born, tmp_path / "calm")
-    assert [u["model_id"][-5:] for u in calm["uses"]] == ["2.2.0", "2.4.0"] and len(calm["runs"]) == 3
+    assert [u["model_id"][-5:] for u in calm["uses"]] == ["2.2.0"] and len(calm["runs"]) == 2
     assert {b["phase"] for k, b in calm["rows"].items() if k.startswith("run ")} == {"passed"}
     assert calm["rows"][f"rollout {ROLLOUT}"]["phase"] == "passed" and {e[3].split()[0] for e in calm["ledger"] if e[1] == "alert"} == {"opened", "resolved"}
     rng, kills, n, faults = random.Random(7), 0, 0, []

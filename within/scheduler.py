@@ -269,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     die_with(given.parent)
     ctx, ending = Context.open(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: ending.set())
-    with open(ctx.path("serving", "scheduler.lock"), "w") as lock:
+    place = ctx.path("serving", "scheduler.lock")
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)   # a home that never served
+    with open(place, "w") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise SystemExit("another scheduler works for this home") from None
         if not given.once: return keep_going(ctx, ending)
