@@ -41,6 +41,7 @@ from within.monitoring import PostDeploymentMonitor
 from within.observations import PredictionLog
 from within.serving.routes import Route, change
 
+OUTCOME = ("event", "action", "outcome", "phase", "stage", "channel", "percentage", "count", "missed_count")
 KILLS, SWEEP = int(os.environ.get("WITHIN_KILLS", 20)), os.environ.get("WITHIN_SWEEP", "")
 ROLLOUT, EVERY = "rollout-1", 61
 LIFE = {"2023-10-01T01:00": "2.2.0", "2023-10-04T02:00": "2.2.0", "2023-10-07T03:00": "2.2.0", "2023-10-08T00:00:10": "2.2.0", "2023-10-09T12:00": "2.2.0",
@@ -142,7 +143,7 @@ class Life:
         assert eventually(lambda: not self.left_over()), self.left_over()
         ctx, said = self.ctx, []
         for e in entries(ctx):
-            outcome = [str(e.body.get(k)) for k in ("event", "action", "outcome", "phase", "stage", "channel", "percentage", "count", "missed_count") if k in e.body]
+            outcome = [str(e.body[k]) for k in OUTCOME if k in e.body]
             if e.kind != "superseded": said.append((e.at.isoformat(), e.kind, e.subject, " ".join(outcome)))
         rows = {}
         for kind in ("run", "schedule", "rollout", "route", "standing", "alert", "monitor", "approval", "deployment"):
@@ -162,8 +163,8 @@ def differences(calm: dict, other: dict) -> list[str]:
         a, b = Counter(calm["ledger"]), Counter(other["ledger"])
         found += [f"missing {n}x {x}" for x, n in (a - b).items()] + [f"too many {n}x {x}" for x, n in (b - a).items()]
     for id in calm["rows"].keys() | other["rows"].keys():
-        x, y = calm["rows"].get(id), other["rows"].get(id)
-        if x != y: found += [f"{id}: {k}: {(x or {}).get(k)!r} / {(y or {}).get(k)!r}" for k in {**(x or {}), **(y or {})} if (x or {}).get(k) != (y or {}).get(k)]
+        x, y = calm["rows"].get(id, {}), other["rows"].get(id, {})
+        found += [f"{id}: {k}: {x.get(k)!r} / {y.get(k)!r}" for k in x | y if x.get(k) != y.get(k)]
     return found + [f"{k}: {calm[k]} / {other[k]}" for k in ("outbox", "runs", "uses") if calm[k] != other[k]]
 
 

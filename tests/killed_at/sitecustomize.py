@@ -5,7 +5,6 @@ after the writes whose number leaves the rest KILLED_REST when divided by KILLED
 import fcntl
 import os
 
-
 def wrote(what: str) -> None:
     "Count a write; die when it is its turn."
     with open(os.environ["KILLED_COUNT"], "a+b") as count:
