@@ -19,7 +19,7 @@ HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "killed_at")
 
 
 def child(wish: dict, parent: int) -> None:
-    out = os.open(wish["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(wish["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(out, 1), os.dup2(out, 2)
     if wish["killed"]:
         os.environ.update(wish["killed"], KILLED_SCHEDULER=str(os.getpid()), PYTHONPATH=os.pathsep.join([HOOK, os.environ.get("PYTHONPATH", "")]))
@@ -42,7 +42,7 @@ def waited(pid: int, until: float | None) -> int:
         if until is not None and time.monotonic() >= until:
             os.kill(pid, signal.SIGKILL)
             return os.waitpid(pid, 0)[1]
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
