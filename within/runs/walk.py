@@ -90,8 +90,11 @@ def code_version(root: Path) -> dict:
 
 
 def installed_packages() -> dict[str, str]:
-    "Version by name of every installed distribution, sorted."
-    return dict(sorted({d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}.items()))
+    "Version by name of every installed distribution, sorted; of two with one name the first on the path, which is the one that is imported."
+    found: dict[str, str] = {}
+    for d in importlib.metadata.distributions():
+        if name := d.metadata["Name"]: found.setdefault(name.lower(), d.version)
+    return dict(sorted(found.items()))
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #118b4965
 def planned(ctx: Context, root: Path, model: str, source: str, sets: Iterable[str]) -> dict:
