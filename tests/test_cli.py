@@ -42,6 +42,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(within):
     (("retrain", "ad_score_predictor", "--source", "upworthy"), "unknown source"),
     (("show", "nothing"), "unknown run"),
     (("approve", "ad_score_predictor@9.9.9", "--note", "x"), "unknown model"),
+    (("demo", "--fault", "label_delay"), "unknown fault of a demonstration"),
     (("no-such-command",), "No such command"),
 ])
 def test_a_wrong_argument_exits_2_with_a_sentence(within, arguments, says):

@@ -2,6 +2,7 @@
 import base64
 import io
 import re
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 from within.clock import FrozenClock
 from within.context import Context
 from within.errors import InvalidInput
-from within.ledger import append
+from within.ledger import append, entries
+from within.rehearsal_faults import creeping
 from within.runs.report import lighter, portable, write_copy
 from within.runs.walk import fault_notes
 from within.settings import project_root
@@ -111,4 +113,14 @@ def test_a_report_says_only_what_was_planted_into_its_own_model_while_it_went_on
         assert fault_notes(ctx, Folder) == []
         append(ctx, "fault", "ads", {"event": "latency_creep", "reason": "ads@2.2.0 answers later"}, actor="demo@example.com")
         assert fault_notes(ctx, Folder) == ["a fault was planted on purpose on 2023-11-01: ads@2.2.0 answers later"]
+    finally: ctx.close()
+
+
+def test_a_creep_begins_with_a_rollout_and_ends_with_its_block(tmp_path):
+    ctx = Context.open(home=tmp_path / "home", clock=FrozenClock("2023-11-01"))
+    try:
+        with pytest.raises(KeyError), creeping(ctx, "ads") as accidents:
+            assert {"creep", "wires"} <= {t.name for t in threading.enumerate()}
+            raise KeyError("the run broke")
+        assert not accidents.begun and not entries(ctx, "fault") and not {"creep", "wires"} & {t.name for t in threading.enumerate()}
     finally: ctx.close()

@@ -94,7 +94,7 @@ def left_over(place):
 def test_the_demonstration_passes_from_an_empty_home_to_its_report(tmp_path, configs):
     env = {k: v for k, v in os.environ.items() if not k.startswith("WITHIN_")}
     env |= {"WITHIN_HOME": str(tmp_path / "home"), "WITHIN_CONFIGS": str(configs), "WITHIN_USER": "author@example.com", "OMP_NUM_THREADS": "1"}
-    code, said = within(env, "demo", "--scale", "0.1")
+    code, said = within(env, "demo", "--scale", "0.25")   # the least at which every segment has rows enough to be judged
     assert code == 0, said
     run, = runs_of(env)
     assert said.rstrip().endswith(str(run / "index.html"))   # the last line says where the report is
