@@ -388,7 +388,7 @@ def automatic_criteria(automatic: Mapping) -> list[str]:
     told = automatic.get("policy", {})
     return [f"policy {k} = {v} (a criterion of continuous training; the policy says {told.get(k)})" for k, v in automatic.get("overrides", {}).items()]
 
-
+# %% ../../nbs/lib/725_runs.walk.ipynb #5694661c
 def run_view(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunView:
     "Everything the page shows, read from the run's files and the ledger."
     want, bodies = folder.intention, published(ctx, folder)
