@@ -13,8 +13,9 @@ c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 
 
 def clean_on_save(model, path, **kwargs):
-    """Saved notebooks are clean notebooks, so a diff shows what a person wrote. Executed stages of a run (under runs/) are records: left alone."""
-    if "runs/" in path or model["type"] != "notebook":
+    """Saved notebooks are clean notebooks, so a diff shows what a person wrote. Executed stages of a run (under runs/) are records,
+    and copies of stages (under by_hand/) a person's own: left alone."""
+    if "runs/" in path or "by_hand/" in path or model["type"] != "notebook":
         return
     from nbdev.clean import clean_jupyter
     clean_jupyter(path=path, model=model, **kwargs)

@@ -2,18 +2,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from test_by_hand import evidence
+from test_runs import context, project  # noqa: F401  (project is a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,7 +115,7 @@ def browser(tmp_path_factory) -> Iterator:
     driver.quit()
 
 
-def run_all(browser, address: str, path: str, seconds: float) -> dict:
+def run_all(browser, address: str, path: str, seconds: float, token: str = TOKEN) -> dict:
     "Opens a notebook, runs every cell through Lab's own command, waits for the last one, and returns the page's state."
     from selenium.common.exceptions import WebDriverException
     from selenium.webdriver.common.by import By
@@ -118,7 +124,7 @@ def run_all(browser, address: str, path: str, seconds: float) -> dict:
         with contextlib.suppress(WebDriverException): return browser.execute_script(STATE, path) or {}
         return {}
 
-    browser.get(f"{address}/lab/tree/{path}?token={TOKEN}&reset")
+    browser.get(f"{address}/lab/tree/{path}?token={token}&reset")
     wait(lambda: browser.execute_script("return !!window.jupyterapp"), "JupyterLab's page")
     wait(lambda: state().get("path") == path and state().get("cells"), f"{path} to open")
     wait(lambda: state().get("kernel") == "idle", "a kernel")
@@ -154,3 +160,126 @@ def test_stage_opens_and_runs(browser, workplace, home, small_configs, tmp_path)
     saved = nbformat.read(workplace / "nbs/stages/s10_trigger.ipynb", as_version=4)
     assert not any(c.get("outputs") for c in saved.cells), "stages are committed without outputs"
     assert ["parameters"] in [c.metadata.get("tags") for c in saved.cells]
+
+
+# `within lab`: a run, and one of its stages by hand
+
+@contextlib.contextmanager
+def within_lab(log: Path, *words: str) -> Iterator[tuple[str, str, str]]:
+    "`within lab …` as a person starts it; yields its address, the path it opened on, and the token. Ended by Ctrl-C, twice as JupyterLab asks."
+    places = {f"JUPYTER_{k}": str(log.parent / "jupyter" / v) for k, v in {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "run"}.items()}
+    env = os.environ | places | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(log.parent / "ipython"), "JUPYTERLAB_WORKSPACES_DIR": str(log.parent / "ws"),
+                                 "JUPYTERLAB_SETTINGS_DIR": str(log.parent / "settings")}
+    (config := log.parent / "jupyter" / "config").mkdir(parents=True)
+    (config / "jupyter_config.json").write_text(json.dumps({"LabApp": {"expose_app_in_browser": True}}))   # so that a test can ask the page
+    with log.open("wb") as out:
+        command = [sys.executable, "-c", "from within.cli import main; main()", "lab", *words, "--no-browser"]
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=env)
+    try:
+        def said() -> str:
+            assert server.poll() is None, log.read_text()[-3000:]
+            return next((line.removeprefix("open ") for line in log.read_text().splitlines() if line.startswith("open http")), "")
+        where, _, token = str(wait(said, "the address")).partition("?token=")
+        address, _, path = where.partition("/lab/tree/")
+
+        def answers() -> bool:
+            assert server.poll() is None, log.read_text()[-3000:]
+            with contextlib.suppress(OSError): return bool(api(address, token, "GET", "status"))
+            return False
+        wait(answers, "JupyterLab to answer", 120)
+        yield address, path, token
+    finally:
+        for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError): os.killpg(server.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+                break
+        with contextlib.suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGKILL)
+
+
+def api(address: str, token: str, method: str, path: str, body: dict | None = None) -> dict | None:
+    "One request of Jupyter's REST interface."
+    asked = urllib.request.Request(f"{address}/api/{path}", json.dumps(body).encode() if body is not None else None, method=method,
+                                   headers={"Authorization": f"token {token}", "Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as answer: return json.loads(answer.read() or b"null")
+
+
+def refused(*request: object) -> str:
+    "The message of a request that is answered 403."
+    with pytest.raises(urllib.error.HTTPError) as problem: api(*request)
+    assert problem.value.code == 403, problem.value
+    return json.loads(problem.value.read())["message"]
+
+
+def run_over_kernels_api(address: str, token: str, path: str) -> str:
+    "Start a kernel for a notebook, execute its cells in order over the kernel's channel; what came out, as text. Fails at the first error."
+    import websocket
+    body = api(address, token, "GET", f"contents/{path}")["content"]
+    session = api(address, token, "POST", "sessions", {"path": path, "name": "", "type": "notebook", "kernel": {"name": "python3"}})
+    kernel, shown = session["kernel"]["id"], []
+    channel = websocket.create_connection(f"{address.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={token}", timeout=300)
+    try:
+        for cell in (c for c in body["cells"] if c["cell_type"] == "code"):
+            asked = {"code": cell["source"], "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
+            about = {"msg_id": uuid.uuid4().hex, "username": "t", "session": "t", "msg_type": "execute_request", "version": "5.3"}
+            channel.send(json.dumps({"header": about, "parent_header": {}, "metadata": {}, "channel": "shell", "buffers": [],
+                                     "content": asked}))
+            while True:
+                said = json.loads(channel.recv())
+                if said["parent_header"].get("msg_id") != about["msg_id"]: continue
+                if said["msg_type"] == "error": pytest.fail("\n".join(said["content"]["traceback"]))
+                if said["msg_type"] in ("execute_result", "display_data"): shown.append(json.dumps(said["content"]["data"]))
+                if said["msg_type"] == "status" and said["content"]["execution_state"] == "idle": break
+    finally:
+        channel.close()
+        api(address, token, "DELETE", f"sessions/{session['id']}")
+    return "\n".join(shown)
+
+
+def test_a_run_is_read_only_and_a_stage_runs_by_hand(browser, project, tmp_path):  # noqa: F811
+    from within.ledger import verify
+    from within.runs.walk import retrain
+    ctx = context(project)
+    retrain("ad_score_predictor", run="r1", sets=["rounds=7"], ctx=ctx)
+    before, log = evidence(ctx.settings.home, "r1"), tmp_path / "lab.log"
+    with within_lab(log, "r1", "--stage", "train") as (address, path, token):
+        assert path == "by_hand/r1/train-1/train.ipynb" and address.startswith("http://127.0.0.1:")
+        with pytest.raises(urllib.error.HTTPError): api(address, "a-guess", "GET", "contents/runs")
+        cells = api(address, token, "GET", f"contents/{path}")["content"]["cells"]
+        assert "stage `train` of run `r1`" in cells[0]["source"] and "rounds = 7  # int, trees" in "".join(c["source"] for c in cells)
+        assert "**bit-equal**" in run_over_kernels_api(address, token, path)
+
+        # the evidence is shown and not written, whoever asks and however
+        record = "runs/r1/products/train.ipynb"
+        kept = api(address, token, "GET", f"contents/{record}")
+        assert kept["writable"] is False and not any(m["writable"] for m in api(address, token, "GET", "contents/runs/r1")["content"])
+        told = refused(address, token, "PUT", f"contents/{record}", {"type": "notebook", "format": "json", "content": kept["content"]})
+        assert "is evidence" in told and "within lab RUN --stage NAME" in told
+        refused(address, token, "DELETE", f"contents/{record}")
+        refused(address, token, "PATCH", f"contents/{record}", {"path": "by_hand/mine.ipynb"})
+        refused(address, token, "POST", "contents/runs/r1", {"type": "notebook"})
+        refused(address, token, "POST", f"contents/{record}/checkpoints")
+
+        seen = run_all(browser, address, path, 120, token)
+        browser.save_screenshot(str(tmp_path / "by_hand.png"))
+        assert not seen["errors"] and seen["ran"] == seen["code"] and "**bit-equal**" in seen["text"]
+        browser.get(f"{address}/lab/tree/{record}?token={token}&reset")
+        wait(lambda: (browser.execute_script(STATE, record) or {}).get("cells"), "the executed notebook to open")
+        browser.save_screenshot(str(tmp_path / "record.png"))
+    assert evidence(ctx.settings.home, "r1") == before and verify(ctx).ok
+    saved = nbformat.read(ctx.settings.home / path, as_version=4)
+    assert any(c.get("outputs") for c in saved.cells), "a working copy keeps what it showed"
+    ctx.close()
+
+
+@pytest.mark.parametrize("words, text", [
+    (("r9",), "unknown run"), (("../r1",), "is not a run id"), (("r1", "--stage", "trian"), "train"), (("--stage", "train"), "needs a run"),
+    (("r1", "--port", "99999"), "between 1 and 65535")])
+def test_what_within_lab_cannot_open_is_said(project, words, text):  # noqa: F811
+    from within.runs.walk import retrain
+    ctx = context(project)
+    retrain("ad_score_predictor", run="r1", until="trigger", ctx=ctx)
+    ctx.close()
+    done = subprocess.run([sys.executable, "-c", "from within.cli import main; main()", "lab", *words], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and text in done.stderr, done.stderr

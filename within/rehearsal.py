@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SMALL', 'FIRST', 'REVIEWER', 'AUTHOR', 'MOST_LOOKS', 'REQUESTS', 'TOLD', 'WORDS', 'NOT_WELL', 'SAYS', 'LONGEST',
            'WORLD', 'BEGINS', 'flat', 'differences', 'fitted', 'lay_out', 'alone', 'Event', 'Schedule', 'Life',
-           'living', 'event_of', 'shared', 'phases', 'events_of', 'concerns', 'noticed', 'RehearsalReport', 'times',
-           'fault_sentence', 'checked_days', 'checked_models', 'folder_for', 'figures_of', 'letters_of', 'live',
-           'rehearse']
+           'living', 'event_of', 'shared', 'phases', 'events_of', 'spoilt_by', 'concerns', 'noticed', 'times',
+           'fault_sentence', 'RehearsalReport', 'checked_days', 'checked_models', 'folder_for', 'figures_of',
+           'letters_of', 'live', 'rehearse']
 
-# %% ../nbs/lib/754_rehearsal.ipynb #08d53002
+# %% ../nbs/lib/754_rehearsal.ipynb #20d9637b
 import contextlib
 import os
 import re
@@ -42,7 +42,7 @@ from .simulation.events import checked_seed
 from .verdicts import Record
 from .world import bootstrap, days_of, place_in_production, sizes
 
-# %% ../nbs/lib/754_rehearsal.ipynb #f7a210ac
+# %% ../nbs/lib/754_rehearsal.ipynb #0a1d5f69
 def flat(body: Any, prefix: str = "") -> dict[str, Any]:
     "A nested mapping as values by dotted key."
     if not isinstance(body, dict) or not body: return {prefix: body}
@@ -54,7 +54,7 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     old, new = (flat(p.model_dump(mode="json", by_alias=True)) for p in (before, after))
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
-# %% ../nbs/lib/754_rehearsal.ipynb #a39f797c
+# %% ../nbs/lib/754_rehearsal.ipynb #8910b514
 SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
 
 
@@ -91,7 +91,7 @@ def alone(**given: str) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #622011a4
+# %% ../nbs/lib/754_rehearsal.ipynb #58286654
 @dataclass(frozen=True)
 class Event(Record):
     "Something that happened in a rehearsed life."
@@ -104,7 +104,7 @@ class Event(Record):
     @property
     def key(self) -> tuple[str, str, str, str]: return iso(self.at), self.kind, self.subject, self.outcome
 
-# %% ../nbs/lib/754_rehearsal.ipynb #055544b6
+# %% ../nbs/lib/754_rehearsal.ipynb #51741c9e
 FIRST, REVIEWER, AUTHOR = "2023-10-01", "rehearsal-reviewer@example.com", "rehearsal-author@example.com"
 MOST_LOOKS = 60      # of the scheduler in one day
 REQUESTS = 3_200     # a day of the ad world, at any scale
@@ -117,7 +117,7 @@ class Schedule(Record):
     per_month: int = 2           # automatic deployments, 1 to 31
     approve_after: int | None = None   # days after a rollback on which the reviewer gives the standing approval anew; None: nobody does
 
-
+# %% ../nbs/lib/754_rehearsal.ipynb #86d13320
 class Life:
     "A furnished throw-away home whose days pass one by one."
 
@@ -175,7 +175,7 @@ class Life:
                 self.scheduler.collect()
         raise Conflict(f"the scheduler finds no end on {self.ctx.now():%Y-%m-%d}: {', '.join(self.scheduler.tick())}")
 
-
+# %% ../nbs/lib/754_rehearsal.ipynb #3d49e578
 @contextlib.contextmanager
 def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str, dict], seed: int, scale: float, schedule: Schedule,
            plants: tuple[Plant, ...] = ()) -> Iterator[Life]:
@@ -194,7 +194,7 @@ def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str
             release(home)
             ctx.close()
 
-# %% ../nbs/lib/754_rehearsal.ipynb #91208cd2
+# %% ../nbs/lib/754_rehearsal.ipynb #ae9905e5
 TOLD = ("schedule", "decision", "run", "approval", "rejection", "standing", "route", "deployment", "rollout", "rollback", "alert", "fence", "fault")
 WORDS = ("outcome", "event", "action", "phase", "status")   # where an entry says what came of it
 
@@ -235,18 +235,26 @@ def events_of(ctx: Context) -> tuple[Event, ...]:
     told = [e for entry in entries(ctx) if (e := event_of(entry)) is not None]
     return tuple(sorted([*told, *phases(ctx, "experiment"), *phases(ctx, "monitor")], key=lambda e: e.at))   # stable: the ledger's order within a moment
 
-# %% ../nbs/lib/754_rehearsal.ipynb #830ba87f
+# %% ../nbs/lib/754_rehearsal.ipynb #23cb3fe4
 NOT_WELL = ("failed", "inconclusive", "error", "hold", "ask", "rollback", "went back", "opened", "waiting", "fenced")
-SAYS = {Fault.BAD_CHALLENGER: r".", Fault.LATENCY_CREEP: r"latency|slower|\bms\b|answered? in time|error_rate|too slow",
+SAYS = {Fault.LATENCY_CREEP: r"latency|slower|\bms\b|answered? in time|error_rate|too slow",
         Fault.LABEL_DELAY: r"accuracy|outcome|no row has it|known",
         Fault.TRAFFIC_STOP: r"no request|no traffic|nothing was observed|fewer than|no row|request\b"}
 
 
-def concerns(e: Event, fault: Event, run: str) -> bool: # run: the one that learned from wrong rows
+def spoilt_by(events: Iterable[Event], model: str) -> tuple[str, str]:
+    "The first run of a model among events, and the version that it registered; empty text for none."
+    mine = [e for e in events if e.kind == "decision" and model in e.subject]
+    run = mine[0].subject if mine else ""
+    made = next((m[1] for e in mine if e.subject == run and e.outcome == "register passed" and (m := re.search(r"@(\d[\w.+-]*\w)", e.sentence))), "")
+    return run, made
+
+
+def concerns(e: Event, fault: Event, run: str, version: str) -> bool: # run, version: what came of the wrong rows
     "Whether an event says that a fault was noticed."
-    if e.at < fault.at or e.kind in ("fault", "schedule", "standing", "route", "approval"): return False
+    if fault.subject not in e.subject or e.kind in ("fault", "schedule", "standing", "route", "approval"): return False
     if not any(e.outcome.startswith(w) or f" {w}" in e.outcome for w in NOT_WELL): return False
-    if fault.outcome == Fault.BAD_CHALLENGER and e.kind in ("decision", "run"): return e.subject == run
+    if fault.outcome == Fault.BAD_CHALLENGER: return e.subject == run or bool(version and version in e.subject)
     return re.search(SAYS[Fault(fault.outcome)], e.sentence) is not None
 
 
@@ -255,11 +263,20 @@ def noticed(events: tuple[Event, ...]) -> dict[str, Event | None]:
     found = {}
     for n, fault in enumerate(events):
         if fault.kind != "fault": continue
-        run = next((e.subject for e in events[n:] if e.kind == "decision" and fault.subject in e.subject), "")
-        found[f"{fault.outcome} of {fault.subject}"] = next((e for e in events[n:] if concerns(e, fault, run)), None)
+        came = spoilt_by(events[n:], fault.subject)
+        found[f"{fault.outcome} of {fault.subject}"] = next((e for e in events[n:] if concerns(e, fault, *came)), None)
     return found
 
+# %% ../nbs/lib/754_rehearsal.ipynb #a1fa5307
+def times(n: int) -> str: return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
+
+def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
+    "Who noticed a fault, and when; or that nobody did."
+    if e is None: return f"{what} was never noticed"
+    return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
+
+# %% ../nbs/lib/754_rehearsal.ipynb #f6ab55a2
 @dataclass(frozen=True)
 class RehearsalReport(Record):
     "What a policy did in a rehearsed life."
@@ -282,7 +299,6 @@ class RehearsalReport(Record):
 
     @property
     def retrained(self) -> int: return self.count("schedule", "began")
-
     @property
     def released(self) -> int: return self.count("rollout", "finish")
 
@@ -322,16 +338,7 @@ class RehearsalReport(Record):
         begun = {(e.outcome, e.subject) for e in self.events if e.kind == "fault"}
         return tuple(f"{p.fault} of {p.model} never began: there was nothing for it to happen to" for p in self.plants if (p.fault, p.model) not in begun)
 
-
-def times(n: int) -> str: return {1: "once", 2: "twice"}.get(n, f"{n} times")
-
-
-def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
-    "Who noticed a fault, and when; or that nobody did."
-    if e is None: return f"{what} was never noticed"
-    return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
-
-# %% ../nbs/lib/754_rehearsal.ipynb #69687010
+# %% ../nbs/lib/754_rehearsal.ipynb #df775f6e
 LONGEST = 120   # days: the ad world ends
 WORLD = ("ad_score_predictor", "ad_sentiment_analyzer", "account_health_predictor")
 BEGINS = {Fault.BAD_CHALLENGER: 5, Fault.LATENCY_CREEP: 0, Fault.LABEL_DELAY: 15, Fault.TRAFFIC_STOP: 20}   # the day of a fault that is planted alone
@@ -373,7 +380,7 @@ def letters_of(ctx: Context) -> tuple[int, int]:
     sent = sum(1 for p in ctx.path("outbox").glob("*") if p.is_file())
     return sent, sum(len(e.body["channels"]) for e in entries(ctx, "alert") if e.body.get("event") == "opened")
 
-
+# %% ../nbs/lib/754_rehearsal.ipynb #ce6418b2
 def live(models: Iterable[str], policies: Mapping[str, Path | str | None], plants: tuple[Plant, ...], days: int, scale: float, seed: int,
          keep: Path | str | None = None, schedule: Schedule = Schedule(), progress: Callable[[str], Any] | None = None) -> RehearsalReport:
     "Rehearse the life of some models under these policy files (none: the one in force) and with these faults."

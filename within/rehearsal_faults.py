@@ -6,7 +6,7 @@
 __all__ = ['SENTENCES', 'CREEP_MS', 'LATE_DAYS', 'Fault', 'Plant', 'dealt_anew', 'wrong_outcomes', 'stopped', 'late', 'Wires',
            'Accidents', 'creeping']
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #1132aad6
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #8a573acd
 import asyncio
 import contextlib
 import os
@@ -27,18 +27,18 @@ from .serving.wire import host_socket, runtime_folder
 from .simulation.events import stream
 from .verdicts import Record
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #4df128ce
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #f32e6a4d
 class Fault(StrEnum):
     "An accident that a rehearsal can plant; closed."
     BAD_CHALLENGER = "bad_challenger"  # the outcomes that the next run learns from belong to other rows
     LATENCY_CREEP = "latency_creep"    # a new version answers later from day to day, once it is rolled out
-    LABEL_DELAY = "label_delay"        # outcomes become known ten days later than they used to
+    LABEL_DELAY = "label_delay"        # outcomes of requests become known ten days later than they used to
     TRAFFIC_STOP = "traffic_stop"      # nobody asks any more
 
 
 SENTENCES = {Fault.BAD_CHALLENGER: "the outcomes of the table that the next run learns from are dealt out anew among its rows",
              Fault.LATENCY_CREEP: "the next version that is rolled out answers 80 ms later each day",
-             Fault.LABEL_DELAY: "outcomes become known ten days later than before",
+             Fault.LABEL_DELAY: "outcomes of requests become known ten days later than before",
              Fault.TRAFFIC_STOP: "no request comes any more"}
 CREEP_MS, LATE_DAYS = 80, 10
 
@@ -58,9 +58,7 @@ class Plant(Record):
         if not whole or self.day < 0 or (self.until is not None and self.until <= self.day):
             raise InvalidInput(f"{self.fault} from day {self.day!r} to {self.until!r}: whole days, the first 0 or more, the last after it")
 
-    def holds(self, day: int) -> bool: return self.day <= day and (self.until is None or day < self.until)
-
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #9a64bf17
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #9550fd77
 def dealt_anew(table: Any, columns: list[str], seed: int) -> Any: # an Arrow table
     "The table with these columns' values, which stay together, at other rows: a permutation that `seed` fixes."
     order = stream(seed, "dealt", table.num_rows).permutation(table.num_rows)
@@ -82,7 +80,7 @@ def wrong_outcomes(ctx: Context, model: str, seed: int) -> Iterator[None]:
     finally:
         for part, table in kept.items(): warehouse.add(name, table, part)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #3c2bcc45
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #8d2db40b
 def stopped(traffic: Traffic, since: datetime, until: datetime | None = None) -> Traffic: # since < at <= until: nobody asks
     "The traffic without the requests of a time."
     def rows(a: datetime, b: datetime) -> Any:
@@ -100,7 +98,7 @@ def late(traffic: Traffic, since: datetime, by: timedelta) -> Traffic:
         return pd.concat([now[now["outcome_at"] <= since], then.assign(outcome_at=then["outcome_at"] + by)], ignore_index=True)
     return replace(traffic, due=due, memory_days=traffic.memory_days + by.days)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #4b36ed4d
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #bf392b25
 class Wires:
     "Stands between the gateways of a home and its hosts, and can keep their answers back."
 
@@ -159,7 +157,7 @@ class Wires:
             to.close()
         await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #d0036767
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #9b356766
 class Accidents:
     "The plants of a life, in the order of their days."
 
@@ -177,7 +175,6 @@ class Accidents:
         if self.wires: self.wires.__exit__()
 
     def day(self) -> int: return (self.ctx.now() - self.first).days
-
     def at(self, plant: Plant) -> datetime: return self.first + timedelta(days=plant.day)
 
     def source(self, ctx: Context, route: Route) -> Traffic | None:

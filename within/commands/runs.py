@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REVIEW_HELP', 'say_plan', 'retrain', 'called', 'run_rows', 'runs', 'show', 'models_meant', 'review_names', 'decide',
-           'approve', 'reject', 'continuous', 'packet', 'say_replay', 'replay', 'diff']
+           'approve', 'reject', 'continuous', 'packet', 'say_replay', 'replay', 'diff', 'lab']
 
 # %% ../../nbs/lib/782_commands.runs.ipynb #084c90b3
 import os
@@ -239,3 +239,28 @@ def diff(first: Annotated[str, typer.Argument(help="A run's id.")], second: Anno
     if as_json: return typer.echo(json.dumps([p.to_dict() | {"same": p.same} for p in pairs], indent=1))
     print_table(("", "", first, second), [(p.section, p.name, p.first, p.second) for p in pairs if everything or not p.same])
     typer.echo(f"{sum(p.same for p in pairs)} of {len(pairs)} facts are the same")
+
+# %% ../../nbs/lib/782_commands.runs.ipynb #rep17lab
+@app.command()
+def lab(run: Annotated[str | None, typer.Argument(help="A run's id; without one JupyterLab opens on all runs.")] = None,
+        stage: Annotated[str | None, typer.Option(help="Make a working copy of this stage's notebook, parameters filled in, and open it.")] = None,
+        port: Annotated[int, typer.Option(help="1 to 65535; 0 means any free one.")] = 0,
+        no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False) -> None:
+    "Open a run in JupyterLab, read-only, or one of its stages in a copy that can be run and edited. It answers on 127.0.0.1 with a token, until Ctrl-C."
+    from within.runs.by_hand import by_hand
+    from within.runs.folder import find_run
+    from within.runs.lab import free_port, lab_address, new_token, serve
+    if stage is not None and run is None: raise InvalidInput(f"--stage {stage} needs a run: within lab RUN --stage {stage}")
+    ctx = open_context()
+    home, port = ctx.settings.home, free_port(port)
+    path = find_run(home, run).path if run is not None else ctx.path("runs")
+    if stage is not None:
+        copy = by_hand(run, stage, ctx)
+        path = copy.notebook
+        typer.echo(f"a working copy of {stage} of run {run}: {path}")
+        for line in copy.environment: typer.echo(f"not as it was: {line}")
+    if run is None: path.mkdir(parents=True, exist_ok=True)
+    ctx.close()
+    token = new_token()
+    typer.echo(f"open {lab_address(home, path, port, token)}")
+    serve(home, path, port, not no_browser, token)

@@ -75,11 +75,19 @@ class Tracking:
         from mlflow.exceptions import MlflowException
         wanted = f"name='{name}' and tag.`within.version`='{version}' and tag.`within.digest`='{digest}'"
         if known := list(self.client.search_model_versions(wanted)): return {"version": str(known[0].version), "run": known[0].run_id}
-        run = run or self.record(name, {}, {}, tags={"within.version": version})
+        run = run if run and self.knows(run) else self.record(name, {}, {}, tags={"within.version": version})
         self.client.log_artifacts(run, str(folder), "model")
         with contextlib.suppress(MlflowException): self.client.create_registered_model(name)
         kept = self.client.create_model_version(name, source=f"runs:/{run}/model", run_id=run, tags={"within.version": version, "within.digest": digest})
         return {"version": str(kept.version), "run": run}
+
+    def knows(self, run: str) -> bool:
+        "Whether a run is one of this MLflow's; a home that was made again from a run's record has none of the old ones."
+        from mlflow.exceptions import MlflowException
+        try: return bool(self.client.get_run(run))
+        except MlflowException as problem:
+            if problem.error_code == "RESOURCE_DOES_NOT_EXIST": return False
+            raise
 
     def fetch(self, run: str, path: str, into: Path) -> Path:
         "Copy an artifact of a run into a fresh folder."

@@ -71,22 +71,23 @@ def copy_logs(home: Path, fresh: Path, until: str) -> None:
         target.write_bytes(b"".join(lines))
 
 
-def furnish(ctx: Context, folder: RunFolder, fresh: Path) -> Context:
-    "Make a home as it was when a run began, with the run's folder in it as it was then; its context."
+def furnish(ctx: Context, folder: RunFolder, fresh: Path, found: Mapping | None = None, at: str = "") -> Context:
+    "Make a home as it was when a run began (or at a store's position and time), with the run's folder in it as it began; its context."
     want, home = folder.intention, ctx.settings.home
+    found, at = found or want["found"], at or want["created_at"]
     fresh.mkdir(parents=True, mode=0o700)
     url = f"sqlite:///{fresh / 'within.db'}"
     store = Store(url)
-    ctx.store.copy_until(want["found"], store)
-    store.clock_start(parse_time(want["created_at"]))
+    ctx.store.copy_until(found, store)
+    store.clock_start(parse_time(at))
     link_models(home, fresh, store)
     store.close()
     if not ctx.settings.warehouse_url:
         for file in (f for f in (home / "warehouse").rglob("*") if f.is_file()): linked(file, fresh / file.relative_to(home))
-    copy_logs(home, fresh, want["created_at"])
+    copy_logs(home, fresh, at)
     mine = RunFolder(fresh, folder.id)
     for part in ("stages", "configs"): shutil.copytree(folder.path / part, mine.path / part)
-    for name in ("pipeline.yaml", "env.yaml"): shutil.copyfile(folder.path / name, mine.path / name)
+    for file in (folder.path / "pipeline.yaml", folder.path / "env.yaml", *folder.path.glob("*.py")): shutil.copyfile(file, mine.path / file.name)
     write_json(mine.path / "run.json", {**want, "clock": "replay"})
     return Context.open(home=fresh, configs=mine.path / "configs", database_url=url, mlflow_tracking_uri=f"sqlite:///{fresh / 'mlflow' / 'mlflow.db'}",
                         warehouse_url=ctx.settings.warehouse_url, clock=None, seed=want["seed"], user=want["created_by"], ledger_key="/nonexistent/replay.key")

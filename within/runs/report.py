@@ -283,7 +283,8 @@ def page(view: RunView) -> str:
 <nav class="card" aria-label="stages"><h2>The stages</h2><div class="scroll">{dag_svg(states, 7, "wide")}{dag_svg(states, 2, "narrow")}</div></nav>
 {"".join(stage_section(s) for s in view.stages)}
 <footer class="links"><p>Evidence: <a href="decisions.json">decisions.json</a> · <a href="manifest.json">manifest.json</a> ·
-<a href="run.log">run.log</a></p></footer>
+<a href="run.log">run.log</a></p>
+<p>In JupyterLab: <code>within lab {text(view.run)}</code>; one stage again by hand: <code>within lab {text(view.run)} --stage NAME</code></p></footer>
 </main></body></html>
 """
 

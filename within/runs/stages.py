@@ -64,7 +64,9 @@ def check_attempt(folder: RunFolder) -> str:
 
 
 def hold_kernel(folder: RunFolder, wait: float = 10.0) -> None:
-    "Hold the run's kernel lock until this process ends."
+    "Hold the run's kernel lock until this process ends; raises `Conflict` for a process that was not started for the run."
+    if not os.environ.get("WITHIN_ATTEMPT"):
+        raise Conflict(f"this kernel was not started for run {folder.id}, which is evidence; run the stage in a copy: within lab {folder.id} --stage NAME")
     key = str(folder.path / "kernel.lock")
     if key not in _HELD: _HELD[key] = take_lock(Path(key), wait, f"the kernel of run {folder.id}")
     check_attempt(folder)
@@ -115,6 +117,7 @@ class Stage:
     product: dict | None = field(repr=False)
     params: dict = field(repr=False)
     folder: RunFolder | None = field(repr=False)
+    found: dict = field(repr=False, default_factory=dict)   # where the store stood when the stage opened
     started: float = field(repr=False, default_factory=time.perf_counter)
 
     def decision(self, name: str) -> Decision:
@@ -162,12 +165,12 @@ def open_stage(name: str,
     ctx = ctx or Context.open()
     folder = find_run(ctx.settings.home, run) if run else None
     if folder and product: hold_kernel(folder)
-    policy = ctx.policy(subject_name(model, source))
+    policy, found = ctx.policy(subject_name(model, source)), ctx.store.position()
     files = upstream_files(upstream, ctx.settings.home, model, source)
     stop_the_line(files, files)
     seen = {"run": run, "model": model, "source": source, **dict(params or {})}
     came_from = provenance(ctx, policy, name, model, source, folder)
-    return Stage(name, subject_name(model, source), ctx, policy, came_from, files, dict(product) if product else None, seen, folder)
+    return Stage(name, subject_name(model, source), ctx, policy, came_from, files, dict(product) if product else None, seen, folder, found)
 
 # %% ../../nbs/lib/715_runs.stages.ipynb #4d5b56a8
 def conclude(stage: Stage, decision: Decision) -> Decision:
@@ -176,7 +179,7 @@ def conclude(stage: Stage, decision: Decision) -> Decision:
     if stage.folder: check_attempt(stage.folder)
     body = {"stage": stage.name, **{k: stage.params[k] for k in ("run", "model", "source")}, "params": stage.params,
             "at": iso(stage.ctx.now()), "seconds": round(time.perf_counter() - stage.started, 3), "attempt": os.environ.get("WITHIN_ATTEMPT", ""),
-            "provenance": stage.provenance, "decision": decision}
+            "provenance": stage.provenance, "found": stage.found, "decision": decision}
     place = Path(stage.product["decision"])
     if decision.outcome is Phase.WAITING:
         write_json(place.with_name(f"{stage.name}.waiting.json"), body)
