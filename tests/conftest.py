@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import sqlite3
@@ -13,14 +14,17 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from postgresql import copy_database, databases, running_server
 
 ROOT = Path(__file__).resolve().parent.parent
 NOW, SCALE, SEED = "2023-10-01", 0.02, 0
+SERVING = pytest.StashKey[contextlib.ExitStack]()
 
 QUIET = {"PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "EVIDENTLY_DISABLE_TELEMETRY": "1",
          "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "true", "MPLBACKEND": "agg",
          "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 os.environ.update(QUIET)
+DATABASE = os.environ.get("WITHIN_TEST_DATABASE", "sqlite")   # or postgresql: a real server, and a database of its own for each home
 for _name in [n for n in os.environ if n.startswith("WITHIN_")]: del os.environ[_name]   # a developer's own home is nobody's fixture
 os.environ["WITHIN_LEDGER_KEY"] = "/nonexistent/ledger.key"   # a developer's own key signs nothing here
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -54,6 +58,7 @@ def variables(**given: str) -> Iterator[None]:
 def move_home(source: Path, target: Path) -> Path:
     "A copy of a home that lives at its new place: MLflow's database holds absolute artifact paths, so they are rewritten in the copy."
     shutil.copytree(source, target, symlinks=True)
+    if DATABASE == "postgresql": copy_database(source, target)
     for file in (f for f in target.rglob("*") if f.suffix in (".db", ".sqlite") and f.is_file()):
         with contextlib.closing(sqlite3.connect(file)) as db:
             for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
@@ -94,6 +99,40 @@ def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
             names.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
             process.kill()
     assert not names, "still running: " + "; ".join(names)
+
+
+def pytest_configure(config) -> None:
+    "On PostgreSQL: the server of this session, before anything of `within` is imported; ended when the session is."
+    if DATABASE not in ("sqlite", "postgresql"): raise pytest.UsageError(f"WITHIN_TEST_DATABASE is {DATABASE!r}; write sqlite or postgresql")
+    if DATABASE == "sqlite" or hasattr(config, "workerinput"): return
+    here = config.stash[SERVING] = contextlib.ExitStack()
+    os.environ["TEST_POSTGRESQL_SERVER"] = here.enter_context(running_server())
+    place = str(Path(__file__).parent / "on_postgresql")
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (place, os.environ.get("PYTHONPATH")) if p)
+    sys.path.insert(0, place)
+    sys.modules.pop("sitecustomize", None)
+    importlib.import_module("sitecustomize")
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    "Says on PostgreSQL how many stores were really there, so that a run that quietly used SQLite is seen."
+    if DATABASE == "postgresql": terminalreporter.line(f"on postgresql: {len(databases())} homes had a database of their own")
+
+
+def pytest_unconfigure(config) -> None:
+    if here := config.stash.get(SERVING, None): here.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    "The URL of a PostgreSQL server of this session."
+    with running_server() as url: yield url
+
+
+def store_url(folder: Path) -> str:
+    "The URL of a store for a folder, on the engine under test."
+    if DATABASE == "sqlite": return f"sqlite:///{folder / 'within.db'}"
+    return sys.modules["sitecustomize"].url_of(folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from mlflow_tables import with_tables
 from test_runs import project, write_notebook  # noqa: F401  (project is a fixture)
 
@@ -91,11 +91,9 @@ def changed_file(path: Path, data: bytes | None):
 
 def rewritten(ctx: Context, rows: list[dict], table: str = "ledger") -> None:
     "Puts other rows in the place of a table's, past everything that would refuse."
-    with contextlib.closing(sqlite3.connect(ctx.settings.home / "within.db", isolation_level=None)) as db:
-        db.execute("begin immediate")
-        db.execute(f"delete from {table}")
-        for row in rows: db.execute(f"insert into {table} ({','.join(row)}) values ({','.join('?' * len(row))})", list(row.values()))
-        db.execute("commit")
+    with ctx.store.transaction() as c:
+        c.execute(sa.table(table).delete())
+        for row in rows: c.execute(sa.table(table, *map(sa.column, row)).insert().values(**row))
 
 
 def other(value, draw: random.Random):

@@ -104,6 +104,7 @@ def test_wrong_outcomes_are_put_right_also_when_the_run_breaks(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)   # two whole lives; a few minutes on a machine of its own
 def test_the_same_days_lived_twice_are_the_same_and_the_bad_challenger_is_caught(small, tmp_path, monkeypatch):
     monkeypatch.setenv("WITHIN_CONFIGS", str(small))
     monkeypatch.setenv("WITHIN_ALERT_SLACK_ML_TEAM", "json://127.0.0.1:9")   # nobody may be rung

@@ -135,6 +135,19 @@ def test_bit_equal_then_other_versions_of_one_package_and_then_a_changed_noteboo
     assert homes == len(list((ctx.settings.home / "replays").iterdir()))
 
 
+def test_another_version_put_before_the_installed_one_is_said(finished, tmp_path, monkeypatch):
+    ctx, place = finished
+    over = tmp_path / "over"
+    (info := over / "depend-1.5.dist-info").mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: depend\nVersion: 1.5\n")
+    (over / "depend.py").write_text((place / "depend.py").read_text())
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(over), os.environ["PYTHONPATH"]]))
+    code, shown, wrong = within("replay", "r1", "--json")
+    told = json.loads(shown)
+    assert code == 0 and told["level"] == "bit-equal", wrong   # the other version answers the same
+    assert told["environment"] == ["package depend: 1.0 then, 1.5 now"], "of two on the path the first is the one that is imported"
+
+
 def test_two_runs_side_by_side(finished):
     ctx, place = finished
     depend(place, "2.0", 3.0)

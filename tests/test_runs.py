@@ -19,7 +19,7 @@ from within.errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, 
 from within.files import read_json, write_json
 from within.ledger import entries, verify
 from within.runs.folder import RunFolder
-from within.runs.walk import planned, retrain
+from within.runs.walk import create_run, planned, retrain
 from within.settings import project_root
 from within.verdicts import Phase
 
@@ -253,3 +253,12 @@ def test_plain_ploomber_build_works_and_stops_at_no(project):
     (project / "home/wait").touch()
     stopped = subprocess.run([*build, "--force"], capture_output=True, text=True, env=env, cwd=project)
     assert stopped.returncode != 0 and "prepare is waiting" in stopped.stdout + stopped.stderr
+
+
+def test_a_half_made_folder_of_a_killed_process_is_cleared_by_the_next_maker(project):
+    ctx = context(project)
+    left = RunFolder(ctx.settings.home, "making.0000").path
+    left.mkdir(parents=True)
+    (left / "run.json").write_text("{")
+    made = create_run(ctx, project, planned(ctx, project, "ad_score_predictor", "", []), "r1")
+    assert [p.name for p in made.path.parent.iterdir()] == ["r1"]

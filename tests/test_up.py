@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from conftest import store_url
 from test_deployment import NEW, OLD, approve, deployer  # noqa: F401  (deployer is a fixture)
 from test_hosts import NAME as MOODY
 from test_hosts import asked, host, moody, say, share  # noqa: F401  (moody is a fixture)
@@ -215,7 +216,7 @@ def test_status_of_nothing_and_of_hostile_names(tmp_path):
     fresh = within(home, "status", "--json")
     assert fresh.returncode == 0 and json.loads(fresh.stdout)["routes"] == []
     bad = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e[bold]\r"
-    store = Store(f"sqlite:///{home / 'within.db'}")
+    store = Store(store_url(home))
     store.put("experiment", bad, {"phase": "running", "spec": {"model": bad}, "ends_at": bad}, None)
     store.put("rollout", bad, {"phase": "running", "model": bad, "version": bad, "environment": bad, "percentage": 10, "reason": bad}, None)
     store.put("alert", bad, {"phase": "open", "verdict": {"reason": bad}}, None)

@@ -3,11 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, variables
+from postgresql import needs_postgres
 
 from within.clock import FrozenClock, parse_time
 from within.context import Context
@@ -31,34 +27,6 @@ from within.warehouse import DatasetInfo
 from within.windows import parse_window
 
 INFO = DatasetInfo("ads", "created_at", "account_id", "effectiveness_score", "performance_category", "outcome_at")
-BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
-needs_postgres = pytest.mark.skipif(BINARIES is None, reason="no PostgreSQL server here (Debian: apt-get install postgresql)")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    "The URL of a PostgreSQL server of this session, in a temporary folder, on loopback; it sorts texts as no program would."
-    root = os.geteuid() == 0
-    who = {"user": "postgres", "group": "postgres", "extra_groups": []} if root else {}          # the server refuses to run as root
-    folder, port, tools = Path(tempfile.mkdtemp(prefix="within-pg-")), free_port(), BINARIES.parent
-    def run(*command: str) -> None:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"]}, **who)
-        assert done.returncode == 0, done.stdout + done.stderr
-    try:
-        if root: shutil.chown(folder, "postgres", "postgres")
-        run(str(tools / "initdb"), "-D", "data", "-U", "within", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=sv")
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -c unix_socket_directories={folder}"
-        run(str(tools / "pg_ctl"), "-D", "data", "-w", "-l", "log", "-o", options, "start")
-        yield f"postgresql://within@127.0.0.1:{port}/postgres"
-    finally:
-        if (folder / "data" / "postmaster.pid").exists(): run(str(tools / "pg_ctl"), "-D", "data", "-w", "-m", "immediate", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def store(ctx: Context) -> Verdict:
     "Whether the database answers, and how much it holds."
     count = len(entries(ctx))
     where = "SQLite in the home" if ctx.settings.database_url.startswith("sqlite") else ctx.settings.database_url.partition(":")[0]
-    return well("store", f"{where}, {count:,} entries in the ledger", count)
+    return well("store", f"{where}, revision {ctx.store.revision}, {count:,} entries in the ledger", count)
 
 
 def clock(ctx: Context) -> Verdict:

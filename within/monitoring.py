@@ -348,8 +348,8 @@ class PostDeploymentMonitor:
         row = self.ctx.store.get("monitor", self.id)
         if row is None or any(row.body.get(k) != v for k, v in spec.items()):
             body = {"phase": "pending", "started_at": iso(self.ctx.now()), **(row.body if row else {}), **spec}
-            self.ctx.store.put("monitor", self.id, body, row.revision if row else None)
-            ledger.append(self.ctx, "monitor", self.id, {"event": "started" if row is None else "reconfigured", **body})
+            told = ("monitor", self.id, {"event": "started" if row is None else "reconfigured", **body})
+            ledger.record(self.ctx, [("monitor", self.id, body, row.revision if row else None)], [told])
         return self.check()
 
     def check(self) -> MonitorStatus:

@@ -9,7 +9,7 @@ __all__ = ['SMALL', 'FIRST', 'REVIEWER', 'AUTHOR', 'MOST_LOOKS', 'REQUESTS', 'TO
            'fault_sentence', 'RehearsalReport', 'checked_days', 'checked_models', 'folder_for', 'figures_of',
            'letters_of', 'live', 'rehearse']
 
-# %% ../nbs/lib/754_rehearsal.ipynb #20d9637b
+# %% ../nbs/lib/754_rehearsal.ipynb #d91b932e
 import contextlib
 import os
 import re
@@ -28,8 +28,8 @@ from .context import Context
 from .errors import Conflict, InvalidInput, UnknownModel, unknown
 from .files import write_text
 from .ledger import Entry, entries
-from .ml.approvals import give_standing, rolled_back_at, standing_of, uses_of
-from .ml.continuous import ContinuousTrainer, schedules_to_look_at, unfinished
+from .ml.approvals import MOST_PER_MONTH, give_standing, rolled_back_at, standing_of, uses_of
+from .ml.continuous import ContinuousTrainer, checked_frequency, schedules_to_look_at, unfinished
 from .ml.registry import ModelRegistry
 from .policies import ModelPolicy, load_policy, read_yaml
 from .rehearsal_faults import Accidents, Fault, Plant
@@ -42,7 +42,7 @@ from .simulation.events import checked_seed
 from .verdicts import Record
 from .world import bootstrap, days_of, place_in_production, sizes
 
-# %% ../nbs/lib/754_rehearsal.ipynb #0a1d5f69
+# %% ../nbs/lib/754_rehearsal.ipynb #4e00172a
 def flat(body: Any, prefix: str = "") -> dict[str, Any]:
     "A nested mapping as values by dotted key."
     if not isinstance(body, dict) or not body: return {prefix: body}
@@ -54,7 +54,7 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     old, new = (flat(p.model_dump(mode="json", by_alias=True)) for p in (before, after))
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
-# %% ../nbs/lib/754_rehearsal.ipynb #8910b514
+# %% ../nbs/lib/754_rehearsal.ipynb #d73bead6
 SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
 
 
@@ -91,7 +91,7 @@ def alone(**given: str) -> Iterator[None]:
         os.environ.clear()
         os.environ.update(before)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #58286654
+# %% ../nbs/lib/754_rehearsal.ipynb #ff9a07d0
 @dataclass(frozen=True)
 class Event(Record):
     "Something that happened in a rehearsed life."
@@ -104,7 +104,7 @@ class Event(Record):
     @property
     def key(self) -> tuple[str, str, str, str]: return iso(self.at), self.kind, self.subject, self.outcome
 
-# %% ../nbs/lib/754_rehearsal.ipynb #51741c9e
+# %% ../nbs/lib/754_rehearsal.ipynb #1353892a
 FIRST, REVIEWER, AUTHOR = "2023-10-01", "rehearsal-reviewer@example.com", "rehearsal-author@example.com"
 MOST_LOOKS = 60      # of the scheduler in one day
 REQUESTS = 3_200     # a day of the ad world, at any scale
@@ -112,12 +112,17 @@ REQUESTS = 3_200     # a day of the ad world, at any scale
 
 @dataclass(frozen=True)
 class Schedule(Record):
-    "How the models of a rehearsal are retrained."
+    "How the models of a rehearsal are retrained; raises `InvalidInput` for what cannot be meant."
     frequency: str = "weekly"    # as `within continuous enable --every`
     per_month: int = 2           # automatic deployments, 1 to 31
     approve_after: int | None = None   # days after a rollback on which the reviewer gives the standing approval anew; None: nobody does
 
-# %% ../nbs/lib/754_rehearsal.ipynb #86d13320
+    def __post_init__(self):
+        checked_frequency(self.frequency, "UTC", parse_time(FIRST))
+        for name, low, given in (("per_month", 1, self.per_month), ("approve_after", 0, self.approve_after or 0)):
+            if type(given) is not int or not low <= given <= MOST_PER_MONTH: raise InvalidInput(f"{name} is {low} to {MOST_PER_MONTH}, not {given!r}")
+
+# %% ../nbs/lib/754_rehearsal.ipynb #e1418849
 class Life:
     "A furnished throw-away home whose days pass one by one."
 
@@ -175,7 +180,7 @@ class Life:
                 self.scheduler.collect()
         raise Conflict(f"the scheduler finds no end on {self.ctx.now():%Y-%m-%d}: {', '.join(self.scheduler.tick())}")
 
-# %% ../nbs/lib/754_rehearsal.ipynb #3d49e578
+# %% ../nbs/lib/754_rehearsal.ipynb #5e4ded73
 @contextlib.contextmanager
 def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str, dict], seed: int, scale: float, schedule: Schedule,
            plants: tuple[Plant, ...] = ()) -> Iterator[Life]:
@@ -194,7 +199,7 @@ def living(place: Path, models: tuple[str, ...], configs: Path, bodies: dict[str
             release(home)
             ctx.close()
 
-# %% ../nbs/lib/754_rehearsal.ipynb #ae9905e5
+# %% ../nbs/lib/754_rehearsal.ipynb #83a7e530
 TOLD = ("schedule", "decision", "run", "approval", "rejection", "standing", "route", "deployment", "rollout", "rollback", "alert", "fence", "fault")
 WORDS = ("outcome", "event", "action", "phase", "status")   # where an entry says what came of it
 
@@ -235,7 +240,7 @@ def events_of(ctx: Context) -> tuple[Event, ...]:
     told = [e for entry in entries(ctx) if (e := event_of(entry)) is not None]
     return tuple(sorted([*told, *phases(ctx, "experiment"), *phases(ctx, "monitor")], key=lambda e: e.at))   # stable: the ledger's order within a moment
 
-# %% ../nbs/lib/754_rehearsal.ipynb #23cb3fe4
+# %% ../nbs/lib/754_rehearsal.ipynb #36b959f7
 NOT_WELL = ("failed", "inconclusive", "error", "hold", "ask", "rollback", "went back", "opened", "waiting", "fenced")
 SAYS = {Fault.LATENCY_CREEP: r"latency|slower|\bms\b|answered? in time|error_rate|too slow",
         Fault.LABEL_DELAY: r"accuracy|outcome|no row has it|known",
@@ -267,7 +272,7 @@ def noticed(events: tuple[Event, ...]) -> dict[str, Event | None]:
         found[f"{fault.outcome} of {fault.subject}"] = next((e for e in events[n:] if concerns(e, fault, *came)), None)
     return found
 
-# %% ../nbs/lib/754_rehearsal.ipynb #a1fa5307
+# %% ../nbs/lib/754_rehearsal.ipynb #cc0f1ac0
 def times(n: int) -> str: return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
@@ -276,7 +281,7 @@ def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
     if e is None: return f"{what} was never noticed"
     return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
 
-# %% ../nbs/lib/754_rehearsal.ipynb #f6ab55a2
+# %% ../nbs/lib/754_rehearsal.ipynb #9094f49f
 @dataclass(frozen=True)
 class RehearsalReport(Record):
     "What a policy did in a rehearsed life."
@@ -338,7 +343,7 @@ class RehearsalReport(Record):
         begun = {(e.outcome, e.subject) for e in self.events if e.kind == "fault"}
         return tuple(f"{p.fault} of {p.model} never began: there was nothing for it to happen to" for p in self.plants if (p.fault, p.model) not in begun)
 
-# %% ../nbs/lib/754_rehearsal.ipynb #df775f6e
+# %% ../nbs/lib/754_rehearsal.ipynb #a777faad
 LONGEST = 120   # days: the ad world ends
 WORLD = ("ad_score_predictor", "ad_sentiment_analyzer", "account_health_predictor")
 BEGINS = {Fault.BAD_CHALLENGER: 5, Fault.LATENCY_CREEP: 0, Fault.LABEL_DELAY: 15, Fault.TRAFFIC_STOP: 20}   # the day of a fault that is planted alone
@@ -380,7 +385,7 @@ def letters_of(ctx: Context) -> tuple[int, int]:
     sent = sum(1 for p in ctx.path("outbox").glob("*") if p.is_file())
     return sent, sum(len(e.body["channels"]) for e in entries(ctx, "alert") if e.body.get("event") == "opened")
 
-# %% ../nbs/lib/754_rehearsal.ipynb #ce6418b2
+# %% ../nbs/lib/754_rehearsal.ipynb #974f4b7f
 def live(models: Iterable[str], policies: Mapping[str, Path | str | None], plants: tuple[Plant, ...], days: int, scale: float, seed: int,
          keep: Path | str | None = None, schedule: Schedule = Schedule(), progress: Callable[[str], Any] | None = None) -> RehearsalReport:
     "Rehearse the life of some models under these policy files (none: the one in force) and with these faults."

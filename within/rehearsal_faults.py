@@ -6,7 +6,7 @@
 __all__ = ['SENTENCES', 'CREEP_MS', 'LATE_DAYS', 'Fault', 'Plant', 'dealt_anew', 'wrong_outcomes', 'stopped', 'late', 'Wires',
            'Accidents', 'creeping']
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #8a573acd
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #dae8fc10
 import asyncio
 import contextlib
 import os
@@ -27,7 +27,7 @@ from .serving.wire import host_socket, runtime_folder
 from .simulation.events import stream
 from .verdicts import Record
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #f32e6a4d
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #c242db40
 class Fault(StrEnum):
     "An accident that a rehearsal can plant; closed."
     BAD_CHALLENGER = "bad_challenger"  # the outcomes that the next run learns from belong to other rows
@@ -58,7 +58,7 @@ class Plant(Record):
         if not whole or self.day < 0 or (self.until is not None and self.until <= self.day):
             raise InvalidInput(f"{self.fault} from day {self.day!r} to {self.until!r}: whole days, the first 0 or more, the last after it")
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #9550fd77
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #b1dfbe2a
 def dealt_anew(table: Any, columns: list[str], seed: int) -> Any: # an Arrow table
     "The table with these columns' values, which stay together, at other rows: a permutation that `seed` fixes."
     order = stream(seed, "dealt", table.num_rows).permutation(table.num_rows)
@@ -80,7 +80,7 @@ def wrong_outcomes(ctx: Context, model: str, seed: int) -> Iterator[None]:
     finally:
         for part, table in kept.items(): warehouse.add(name, table, part)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #8d2db40b
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #644bac43
 def stopped(traffic: Traffic, since: datetime, until: datetime | None = None) -> Traffic: # since < at <= until: nobody asks
     "The traffic without the requests of a time."
     def rows(a: datetime, b: datetime) -> Any:
@@ -98,7 +98,7 @@ def late(traffic: Traffic, since: datetime, by: timedelta) -> Traffic:
         return pd.concat([now[now["outcome_at"] <= since], then.assign(outcome_at=then["outcome_at"] + by)], ignore_index=True)
     return replace(traffic, due=due, memory_days=traffic.memory_days + by.days)
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #bf392b25
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #dcfd8fc8
 class Wires:
     "Stands between the gateways of a home and its hosts, and can keep their answers back."
 
@@ -157,7 +157,7 @@ class Wires:
             to.close()
         await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
 
-# %% ../nbs/lib/753_rehearsal_faults.ipynb #9b356766
+# %% ../nbs/lib/753_rehearsal_faults.ipynb #70f55203
 class Accidents:
     "The plants of a life, in the order of their days."
 

@@ -6,7 +6,7 @@
 __all__ = ['ENDS', 'ends', 'runs_of', 'shares_of', 'lane', 'timeline', 'event_rows', 'figure_rows', 'rehearsal_page',
            'write_page', 'next_page']
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #aebe5832
+# %% ../nbs/lib/755_rehearsal_page.ipynb #97b2c05a
 import base64
 import re
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from .plots import BLUE, GREEN, GREY, ORANGE, RED, png
 from .rehearsal import FIRST, Event, RehearsalReport
 from .runs.report import STYLE, table, text
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #2701ce93
+# %% ../nbs/lib/755_rehearsal_page.ipynb #d5a5ccd9
 def ends(report: RehearsalReport) -> datetime: return parse_time(FIRST) + timedelta(days=report.days)
 
 
@@ -50,7 +50,7 @@ def shares_of(report: RehearsalReport, model: str) -> list[tuple[datetime, str, 
         found.append((e.at, version, share))
     return found
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #eaad51b4
+# %% ../nbs/lib/755_rehearsal_page.ipynb #c009c05f
 ENDS = {"passed": GREEN, "failed": ORANGE, "inconclusive": "#785ef0", "error": RED, "running": GREY}
 
 
@@ -89,7 +89,7 @@ def timeline(report: RehearsalReport) -> Any:
         for side in ("top", "right"): axes.spines[side].set_visible(False)
     return figure
 
-# %% ../nbs/lib/755_rehearsal_page.ipynb #ac70ecee
+# %% ../nbs/lib/755_rehearsal_page.ipynb #78ec7018
 def event_rows(events: Iterable[Event]) -> list[tuple[str, str, str, str, str]]:
     "When, kind, subject, outcome and sentence of events, as a table shows them."
     return [(iso(e.at)[:16].replace("T", " "), e.kind, e.subject, e.outcome, e.sentence[:300]) for e in events]

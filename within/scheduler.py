@@ -22,7 +22,7 @@ from .alerts import open_alert, pass_on, resolve_alert
 from .clock import iso, parse_time
 from .context import Context
 from .errors import WithinError
-from .ledger import append
+from .ledger import record
 from .ml import continuous
 from .serving.restarts import Tries
 from .serving.supervisor import child_environment, open_log
@@ -160,8 +160,8 @@ def give_up(ctx: Context, item: Due, reason: str) -> None:
     "Write down that a thing is put aside."
     row = ctx.store.get("schedule", item.id)
     body = {"phase": "error", "kind": item.kind, "subject": item.subject, "model": item.model, "stamp": item.stamp, "reason": reason}
-    ctx.store.put("schedule", item.id, body, row.revision if row else None, ctx.now())
-    append(ctx, "schedule", item.subject, {"event": "put aside", "reason": reason}, actor="scheduler")
+    told = ("schedule", item.subject, {"event": "put aside", "reason": reason})
+    record(ctx, [("schedule", item.id, body, row.revision if row else None)], [told], "scheduler")
 
 
 def given_up(ctx: Context) -> list[str]:
@@ -269,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     die_with(given.parent)
     ctx, ending = Context.open(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: ending.set())
-    with open(ctx.path("serving", "scheduler.lock"), "w") as lock:
+    place = ctx.path("serving", "scheduler.lock")
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)   # a home that never served
+    with open(place, "w") as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError: raise SystemExit("another scheduler works for this home") from None
         if not given.once: return keep_going(ctx, ending)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANTS', 'planted_for', 'parted', 'SoakReport', 'soak', 'main']
 
-# %% ../nbs/lib/758_soak.ipynb #2fd65abd
+# %% ../nbs/lib/758_soak.ipynb #e20bf957
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from .rehearsal_faults import Fault, Plant
 from .rehearsal_page import event_rows, write_page
 from .verdicts import Record
 
-# %% ../nbs/lib/758_soak.ipynb #4918d772
+# %% ../nbs/lib/758_soak.ipynb #15e17cb7
 PLANTS = (Plant(Fault.BAD_CHALLENGER, WORLD[0], 5), Plant(Fault.LATENCY_CREEP, WORLD[0], 30), Plant(Fault.LABEL_DELAY, WORLD[2], 20),
           Plant(Fault.TRAFFIC_STOP, WORLD[1], 25, 32))
 
@@ -30,7 +30,7 @@ def planted_for(models: Iterable[str], days: int) -> tuple[Plant, ...]:
     chosen = set(models)
     return tuple(p for p in PLANTS if p.model in chosen and p.day < days)
 
-# %% ../nbs/lib/758_soak.ipynb #281e8009
+# %% ../nbs/lib/758_soak.ipynb #ad8a0082
 def parted(one: RehearsalReport, other: RehearsalReport) -> tuple[str, ...]:
     "Where two lives part, in sentences; empty when they are the same."
     pairs = [(a, b) for a, b in zip_longest(one.same["events"], other.same["events"]) if a != b]
@@ -77,7 +77,7 @@ def soak(models: Iterable[str] = WORLD, days: int = 90, scale: float = 1.0, seed
         lives.append(live(models, {}, planted_for(models, days), days, scale, seed, keep and Path(keep) / f"life-{n}", schedule, tell))
     return SoakReport(*lives, schedule.per_month)
 
-# %% ../nbs/lib/758_soak.ipynb #a11d9d8f
+# %% ../nbs/lib/758_soak.ipynb #7bc2b9e7
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the soak and print what happened; 0 when all holds."
     options = argparse.ArgumentParser(prog="soak", description="Live through ninety days of the ad world, twice, and compare.")
@@ -98,6 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fault in found.faults: print(f"does not hold: {fault}")
     return 1 if found.faults else 0
 
-# %% ../nbs/lib/758_soak.ipynb #085a8eef
+# %% ../nbs/lib/758_soak.ipynb #4e524edf
 #| eval: false
 if __name__ == "__main__": sys.exit(main())

@@ -15,6 +15,7 @@ __all__ = ['EXIT_CODES', 'QUIET', 'ENDED', 'SERVING_STAGES', 'Progress', 'RunOut
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,8 +90,11 @@ def code_version(root: Path) -> dict:
 
 
 def installed_packages() -> dict[str, str]:
-    "Version by name of every installed distribution, sorted."
-    return dict(sorted({d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}.items()))
+    "Version by name of every installed distribution, sorted; of two with one name the first on the path, which is the one that is imported."
+    found: dict[str, str] = {}
+    for d in importlib.metadata.distributions():
+        if name := d.metadata["Name"]: found.setdefault(name.lower(), d.version)
+    return dict(sorted(found.items()))
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #118b4965
 def planned(ctx: Context, root: Path, model: str, source: str, sets: Iterable[str]) -> dict:
@@ -129,16 +133,18 @@ def create_run(ctx: Context, root: Path, plan: Mapping, run: str | None = None) 
     start_replay(ctx, plan["source"] or ctx.policy(plan["model"]).dataset)
     final = RunFolder(home, run or new_run_id(subject_name(plan["model"], plan["source"]), ctx.now()))
     if final.path.exists(): raise Conflict(f"run {final.id} exists already")
-    draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
-    copy_sources(draft, root, ctx.settings.configs, plan, final.id)
-    criteria = plan.get("automatic", {}).get("overrides", {})
-    criteria_config(draft.path / "configs", plan["model"], criteria)
-    for p in plan["params"].values(): p.update({"run": final.id} if "run" in p else {})
-    intention = {"id": final.id, **plan, "created_at": iso(ctx.now()), "created_by": ctx.settings.user, "clock": "replay" if ctx.is_replay else "system",
-                 "seed": ctx.seed, "found": ctx.store.position(), "code": code_version(root),
-                 "policy": policy_digest(adjusted(ctx.policy(plan["model"]), criteria))}
-    write_json(draft.path / "run.json", intention)
-    draft.path.rename(final.path)
+    with take_lock(ctx.path("locks", "making.lock"), 60.0, "the making of a run's folder"):
+        for left in final.path.parent.glob("making.*"): shutil.rmtree(left)   # its maker was killed
+        draft = RunFolder(home, f"making.{uuid.uuid4().hex[:8]}")
+        copy_sources(draft, root, ctx.settings.configs, plan, final.id)
+        criteria = plan.get("automatic", {}).get("overrides", {})
+        criteria_config(draft.path / "configs", plan["model"], criteria)
+        for p in plan["params"].values(): p.update({"run": final.id} if "run" in p else {})
+        intention = {"id": final.id, **plan, "created_at": iso(ctx.now()), "created_by": ctx.settings.user, "clock": "replay" if ctx.is_replay else "system",
+                     "seed": ctx.seed, "found": ctx.store.position(), "code": code_version(root),
+                     "policy": policy_digest(adjusted(ctx.policy(plan["model"]), criteria))}
+        write_json(draft.path / "run.json", intention)
+        draft.path.rename(final.path)
     return final
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #2d71c74f
