@@ -32,7 +32,7 @@ def free_home(home: Path) -> Path:
 def demo(scale: Annotated[float, typer.Option(help="Of the world's row counts.")] = 1.0,
          seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
          model: Annotated[str, typer.Option(help="What to retrain.")] = "ad_score_predictor",
-         fault: Annotated[str, typer.Option(help="Plant a fault on purpose: latency_creep lets the new version answer 80 ms later each day of its rollout. "
+         fault: Annotated[str, typer.Option(help="Plant a fault on purpose: latency_creep keeps the new version's answers back, longer each day. "
                                                  "The report says so.")] = "") -> None:
     "One whole retraining in the built-in ad world, with replayed time; the last line is the report's path."
     from within.rehearsal_faults import creeping

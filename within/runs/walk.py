@@ -375,7 +375,7 @@ def fault_notes(ctx: Context, folder: RunFolder) -> list[str]:
     told = [e for e in entries(ctx, "fault", folder.intention["model"]) if begun is not None and e.seq > begun]
     return [f"a fault was planted on purpose on {e.at:%Y-%m-%d}: {e.body['reason']}" for e in told]
 
-
+# %% ../../nbs/lib/725_runs.walk.ipynb #17fa14ef
 def next_step_text(result: RunOutcome) -> str:
     "What a person can do now, as one sentence."
     if result.needs: return f"Next: {result.needs}"
