@@ -250,7 +250,7 @@ def _chained(c: sa.Connection, entry: Mapping[str, str], digest: Any) -> dict:
     c.execute(LEDGER.insert(), row)   # values apart from the statement: it is compiled once
     return row
 
-
+# %% ../nbs/lib/110_store.ipynb #482ab9d2
 class Store(ModelVersions):
     "The whole store; open one through `within.context.Context`."
 
