@@ -70,6 +70,7 @@ def copy_database(source: Path, target: Path) -> None:
     with psycopg.connect(_server(), autocommit=True) as c:
         if old not in databases(): return
         c.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (old,))
+        c.execute(f'drop database if exists "{new}" with (force)')
         c.execute(f'create database "{new}" template "{old}"')
     with psycopg.connect(_server().rpartition("/")[0] + f"/{new}") as c:
         texts = c.execute("select table_name, column_name from information_schema.columns where table_schema = 'public' and data_type = 'text'").fetchall()

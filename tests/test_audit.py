@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from conftest import DATABASE
 from mlflow_tables import with_tables
+from postgresql import copy_database
 from test_runs import project, write_notebook  # noqa: F401  (project is a fixture)
 
 from within import ledger
@@ -49,6 +51,7 @@ def furnished(template, tmp_path, request):
     "A copy of a home with a run that ended, a registered, described and approved model, and a signed head; made once."
     if not (template / "home").exists(): build(request.getfixturevalue("project"), template)
     for part in ("home", "configs"): shutil.copytree(template / part, tmp_path / part, dirs_exist_ok=True)
+    if DATABASE == "postgresql": copy_database(template / "home", tmp_path / "home")
     shutil.copytree(template / "keys", keys(tmp_path), dirs_exist_ok=True)
     ctx = opened(tmp_path)
     yield ctx
@@ -69,6 +72,7 @@ def build(project, template):  # noqa: F811
     sign(ctx)
     ctx.close()
     for part in ("home", "configs"): shutil.copytree(project / part, template / part)
+    if DATABASE == "postgresql": copy_database(project / "home", template / "home")
     shutil.copytree(keys(project), template / "keys")
 
 

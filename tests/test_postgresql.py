@@ -8,7 +8,7 @@ import pytest
 from conftest import DATABASE, ROOT, variables
 from postgresql import needs_postgres
 
-PARTS = ("ground", "operations", "registry", "alerts")   # WITHIN_TEST_DATABASE=postgresql pytest tests/test_x.py runs any other
+PARTS = ("ground", "operations", "registry")   # WITHIN_TEST_DATABASE=postgresql pytest tests/test_x.py runs any other
 
 
 @needs_postgres
