@@ -149,11 +149,14 @@ class Wires:
         try: inner, outer = await asyncio.open_unix_connection(str(behind))
         except OSError: return writer.close()
         async def carry(source: asyncio.StreamReader, to: asyncio.StreamWriter, kept: Callable[[], float]) -> None:
+            loop, due = asyncio.get_running_loop(), 0.0
             with contextlib.suppress(OSError):
                 while chunk := await source.read(1 << 20):
-                    if seconds := kept(): await asyncio.sleep(seconds)
-                    to.write(chunk)
+                    due = max(due, loop.time() + kept())   # each for itself, in order: answers that come together are late together
+                    if due > loop.time(): loop.call_at(due, to.write, chunk)
+                    else: to.write(chunk)
                     await to.drain()
+                await asyncio.sleep(max(0.0, due - loop.time()))
             to.close()
         await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
 
