@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from within.ml.fairness import TOGETHER, fairness_verdict, intersections, row_metrics, segment_figures, suite_verdicts, worst_segments
-from within.verdicts import Phase
+from within.ml.validation import summarised
+from within.verdicts import Phase, Verdict
 
 SHARES = {"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1}
 
@@ -112,6 +113,46 @@ def test_the_search_finds_what_is_hidden_and_seldom_anything_else():
     edge = sum(any(f.found for f in worst_segments(intersections(*pair(s, 16_000), ["p", "q"], True, None, 200, s).assign(metric="rmse", worse=1), 0.0))
                for s in range(60))
     assert edge <= 6, "nothing is worse than the whole, and all sixteen are asked"
+
+
+def searched(seed: int, rows: int, hidden: float = 1.0):
+    losses, frame = pair(seed, rows, hidden)
+    return suite_verdicts(frame, ["p", "q"], {"rmse": (losses, True, 1)}, seed=seed, required=False)[-1]
+
+
+EDGE = np.sqrt(1.21 * 15 / (16 - 1.21))   # the RMSE of one of sixteen equal intersections is then 10 % above that of all rows
+
+
+@pytest.mark.parametrize(("rows", "hidden", "most"), [
+    (16_000, 1.0, {Phase.FAILED: 2}), (16_000, EDGE, {Phase.FAILED: 12, Phase.PASSED: 12}), (16_000, 1.65, {Phase.PASSED: 0, Phase.INCONCLUSIVE: 2}),
+    (1500, 1.0, {Phase.FAILED: 0, Phase.PASSED: 0}), (1500, 1.65, {Phase.PASSED: 0})])   # 12 of 100: above it in less than one of 400 tries at 5 %
+def test_a_search_passes_only_what_it_can_tell(rows, hidden, most):
+    found = [searched(s, rows, hidden) for s in range(100)]
+    phases = [v.phase for v in found]
+    assert all(phases.count(p) <= n for p, n in most.items()), shares(phases)
+    assert all(v.gate == "fairness.intersections" and v.advisory == (v.phase is Phase.INCONCLUSIVE) for v in found)
+    assert all(v.phase is not Phase.PASSED or all(s["worst"] <= 0.10 for s in v.details["segments"]) for v in found)
+    if (rows, hidden) == (16_000, 1.0): assert phases.count(Phase.PASSED) >= 30, shares(phases)
+
+
+def test_what_cannot_be_told_is_shown_and_holds_nothing_up_unless_the_policy_says_so():
+    losses, frame = pair(1, 16_000, EDGE)
+    for required in (False, True):
+        verdict = suite_verdicts(frame, ["p", "q"], {"rmse": (losses, True, 1)}, required=required)[-1]
+        others = [Verdict("fairness.p.rmse", Phase.PASSED, "within")]
+        result = summarised("x@1", {"fairness": [*others, verdict]}, ("fairness",), None, "d")
+        assert verdict.phase is Phase.INCONCLUSIVE and "p = a, q = w" in verdict.reason and "may be worse by" in verdict.reason
+        assert result.passed is not required and bool(result.failures) is required and verdict in result.verdicts
+    worse = searched(0, 16_000, 1.65)
+    assert worse.phase is Phase.FAILED and not summarised("x@1", {"fairness": [worse]}, ("fairness",), None, "d").passed, "one that is shown always counts"
+
+
+def test_small_intersections_are_judged_together_and_named():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"p": rng.choice(["a", "b", "rare"], 9000, p=[0.5, 0.44, 0.06]), "q": rng.choice(list("wxyz"), 9000)})
+    verdict = suite_verdicts(frame, ["p", "q"], {"rmse": (rng.normal(0, np.where(frame.p == "rare", 16, 10)) ** 2, True, 1)})[-1]
+    assert verdict.phase is Phase.FAILED and TOGETHER in verdict.reason and "not judged, too small: p = rare, q = w" in verdict.reason
+    assert verdict.details["too_small"] == [f"p = rare, q = {q}" for q in "wxyz"] and verdict.details["looked_at"] == 9
 
 
 def test_the_suite_reports_segments_and_intersections_and_is_repeatable():

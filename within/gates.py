@@ -190,10 +190,10 @@ GATES: dict[str, Callable[[Trial], list[Verdict]]] = {"data": data_gate, "leakag
 
 
 def looked(at: Trial, gates: Iterable[str] = tuple(GATES)) -> dict[str, list[Verdict]]:
-    "What each gate says; one that breaks says *error*."
+    "What each gate says, without what is only for a person to see; one that breaks says *error*."
     found = {}
     for gate in gates:
-        try: found[gate] = GATES[gate](at)
+        try: found[gate] = [v for v in GATES[gate](at) if not v.advisory]
         except Exception as e: found[gate] = [Verdict(gate, Phase.ERROR, f"the gate broke: {type(e).__name__}: {str(e)[:200]}")]
     return found
 

@@ -125,6 +125,7 @@ class GatePolicy(Policy):
     noise_degradation: Share = 0.10     # of the same error when the rows are perturbed, on the upper bound
     fairness_variation: Share = 0.10    # between segments, relative
     minimum_segment_rows: Count = 200   # smaller ones are drawn towards the whole, named, and judged together
+    intersections_required: bool = False   # whether an intersection that cannot be told holds a model up; one shown to be worse fails
     thresholds: dict[str, Limit] = {}
     suites: tuple[Literal[SUITES], ...] = SUITES
     required_suites: tuple[Literal[SUITES], ...] = ("performance", "fairness")

@@ -101,6 +101,11 @@ class Verdict(Record):
     @property
     def passed(self) -> bool: return self.phase is Phase.PASSED
 
+    @property
+    def advisory(self) -> bool:
+        "Cannot tell, and the policy asks only that a person sees it: shown, but it holds nothing up."
+        return self.phase is Phase.INCONCLUSIVE and self.details.get("advisory") is True
+
     @classmethod
     def from_dict(cls, data: Mapping) -> Self: return cls(**{**data, "phase": Phase(data["phase"])})
 

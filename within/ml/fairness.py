@@ -6,7 +6,7 @@
 __all__ = ['FEWEST', 'TOGETHER', 'SegmentFigure', 'named_segments', 'grouped', 'sums_by', 'linearised', 'critical', 'between',
            'shrunken', 'segment_sizes', 'rows_needed', 'judged_figures', 'segment_figures', 'told_small',
            'fairness_verdict', 'said_needs', 'FoundSegment', 'intersections', 'worst_segments', 'search_verdict',
-           'row_metrics', 'suite_verdicts', 'fairness_checks']
+           'said_found', 'row_metrics', 'suite_verdicts', 'fairness_checks']
 
 # %% ../../nbs/lib/475_ml.fairness.ipynb #112c9248
 from collections.abc import Iterable, Mapping, Sequence
@@ -209,18 +209,24 @@ class FoundSegment(Record):
     high: float
     p: float           # adjusted for the search; of not being worse than the limit
     found: bool
+    worst: float = float("nan")   # the side of its simultaneous interval on which it would be worse; at most the limit: shown to be served well enough
 
 
 def intersections(row_values: np.ndarray, frame: pd.DataFrame, columns: Sequence[str], root: bool, clusters: Any, minimum_rows: int,
                   seed: int = 0) -> pd.DataFrame:
-    "segment, rows, units, value, deviation and standard error of every intersection of two columns with enough rows; `attrs['passed over']` counts the others."
-    groups, out, over = grouped(clusters, len(frame), seed), [], 0
+    """segment, rows, units, value, deviation and standard error of every intersection of two columns with enough rows.
+
+    Those with too few are judged together where that is enough; `attrs['passed over']` names them."""
+    groups, out, over = grouped(clusters, len(frame), seed), [], []
     whole = [x[:, 0] for x in sums_by(row_values, np.zeros(len(frame), np.int64), 1, groups)]
     for one, two in combinations(columns, 2):
         labels = f"{one} = " + named_segments(frame[one]) + f", {two} = " + named_segments(frame[two])
         sizes = segment_sizes(labels, None if clusters is None else groups, minimum_rows)
-        kept, over = list(sizes.index[~sizes["small"]]), over + int(sizes["small"].sum())
-        if not kept: continue
+        tiny = list(sizes.index[sizes["small"]])
+        labels, over = labels.where(~labels.isin(tiny), f"{one} and {two} {TOGETHER}"), [*over, *tiny]
+        sizes = segment_sizes(labels, None if clusters is None else groups, minimum_rows)
+        kept = list(sizes.index[~sizes["small"]])
+        if len(kept) < 2: continue   # one that is all rows, or the small ones together, deviates from nothing
         sums, counts = sums_by(row_values, pd.Index(kept, dtype=object).get_indexer(labels), len(kept), groups)
         found, influence, units = linearised(sums, counts, *whole, root)
         mean = sums.sum(0) / counts.sum(0)
@@ -241,28 +247,41 @@ def worst_segments(cells: pd.DataFrame, # of `intersections`, with `metric` and 
     adjusted = false_discovery_control(p, method="by")
     hits = int((adjusted <= rate).sum())
     half = stdtrit(df, 1 - rate * max(1, hits) / (2 * m * harmonic)) * error
-    cells = cells.assign(p=adjusted, low=np.maximum(-1, cells["deviation"] - half), high=cells["deviation"] + half, found=adjusted <= rate)
+    widest = stdtrit(df, (1 - rate) ** (1 / m)) * error   # one-sided bounds that hold together, by Šidák
+    cells = cells.assign(p=adjusted, low=np.maximum(-1, cells["deviation"] - half), high=cells["deviation"] + half, found=adjusted <= rate,
+                         worst=cells["worse"] * cells["deviation"] + widest)
     cells = cells.assign(harm=cells["worse"] * cells["deviation"]).sort_values(["p", "harm"], ascending=[True, False], kind="stable")
-    return [FoundSegment(r.segment, r.metric, int(r.rows), float(r.value), float(r.deviation), float(r.low), float(r.high), float(r.p), bool(r.found))
+    return [FoundSegment(r.segment, r.metric, int(r.rows), *map(float, (r.value, r.deviation, r.low, r.high, r.p)), bool(r.found), float(r.worst))
             for r in cells.itertuples()]
 
 # %% ../../nbs/lib/475_ml.fairness.ipynb #9a18c510
-def search_verdict(gate: str, found: Sequence[FoundSegment], limit: float, passed_over: int = 0, rate: float = 0.05, most: int = 12) -> Verdict:
-    "From the ranked intersections to a verdict; a `ValueError` where nothing was searched."
+def search_verdict(gate: str, found: Sequence[FoundSegment], limit: float, passed_over: Sequence[str] = (), rate: float = 0.05, most: int = 12,
+                   required: bool = True) -> Verdict:
+    """Is any intersection of two segmentations served worse than the limit allows? Passed: each is shown not to be; failed: one is shown to be.
+
+    `passed_over`: names of those too small to be judged; `required` False: that it cannot be told is only shown. A `ValueError` where nothing was searched."""
     if not found: raise ValueError("nothing was searched")
-    hits, top = [s for s in found if s.found], found[0]
-    among = f"{len(found)} figures of intersections of two segmentations" + (f" ({passed_over} more have too few rows)" if passed_over else "")
-    details = {"segments": [s.to_dict() for s in found[:max(most, len(hits))]], "looked_at": len(found), "passed_over": passed_over,
-               "false_discovery_rate": rate}
+    hits, untold = [s for s in found if s.found], [s for s in found if not s.worst <= limit]
+    among = f"{len(found)} figures of intersections of two segmentations"
+    top = hits[0] if hits else max(found, key=lambda s: s.worst)
     if hits:
-        told = [f"{s.metric} where {s.segment}: {s.deviation:+.1%} ({s.low:+.1%} to {s.high:+.1%}, {s.rows:,} rows)" for s in hits[:6]]
+        phase, told = Phase.FAILED, [f"{said_found(s)} ({s.low:+.1%} to {s.high:+.1%}, {s.rows:,} rows)" for s in hits[:6]]
         reason = f"worse than the limit of {limit:.0%} in {len(hits)} of {among}, false-discovery rate {rate:.0%}: {'; '.join(told)}"
+    elif untold:
+        phase, seen = Phase.INCONCLUSIVE, limit + float(np.median([(s.high - s.low) / 2 for s in found]))
+        reason = (f"{len(untold)} of {among} cannot be told from the limit of {limit:.0%}: {said_found(top)}, {top.rows:,} rows, "
+                  f"may be worse by {top.worst:.1%}; the others are shown to be within it. None is shown to be worse; a typical one would have to be off by about {seen:.0%} to be seen")
     else:
-        seen = limit + float(np.median([(s.high - s.low) / 2 for s in found]))
-        nearest = f"{top.metric} where {top.segment}: {top.deviation:+.1%} ({top.low:+.1%} to {top.high:+.1%}, {top.rows:,} rows)"
-        reason = (f"none of {among} is shown to be worse than the limit of {limit:.0%} (false-discovery rate {rate:.0%}; a typical one would have to be off by "
-                  f"about {seen:.0%}); nearest is {nearest}")
-    return Verdict(gate, Phase.FAILED if hits else Phase.PASSED, reason, top.deviation, top.low, top.high, limit, top.rows, details)
+        phase, nearest = Phase.PASSED, f"{said_found(top)}, at most {top.worst:.1%}"
+        reason = f"each of {among} is shown to be worse by less than the limit of {limit:.0%}; nearest {nearest}"
+    if passed_over: reason += f"; not judged, too small: {', '.join(passed_over[:6])}" + (f" and {len(passed_over) - 6} more" if len(passed_over) > 6 else "")
+    shown = hits if hits else sorted(found, key=lambda s: -s.worst)
+    details = {"segments": [s.to_dict() for s in shown[:max(most, len(hits))]], "looked_at": len(found), "untold": len(untold), "false_discovery_rate": rate,
+               "passed_over": len(passed_over), "too_small": list(passed_over[:200]), "advisory": not required}
+    return Verdict(gate, phase, reason, top.deviation, top.low, top.high, limit, top.rows, details)
+
+
+def said_found(s: FoundSegment) -> str: return f"{s.metric} where {s.segment}: {s.deviation:+.1%}"
 
 # %% ../../nbs/lib/475_ml.fairness.ipynb #2c8c42a5
 def row_metrics(truth: np.ndarray, predicted: np.ndarray, cut: float) -> dict[str, tuple[np.ndarray, bool, int]]:
@@ -272,19 +291,27 @@ def row_metrics(truth: np.ndarray, predicted: np.ndarray, cut: float) -> dict[st
 
 
 def suite_verdicts(frame: pd.DataFrame, segments: Iterable[str], metrics: Mapping[str, tuple], clusters: Any = None, limit: float = 0.10,
-                   minimum_rows: int = 200, alpha: float = 0.05, seed: int = 0) -> list[Verdict]:
-    "The fairness verdicts on rows whose metrics are known; `alpha`: error rate of each segmentation, and false-discovery rate of the search."
+                   minimum_rows: int = 200, alpha: float = 0.05, seed: int = 0, required: bool = True) -> list[Verdict]:
+    """The fairness verdicts on rows whose metrics are known; `alpha`: error rate of each segmentation, and false-discovery rate of the search.
+
+    `required`: whether intersections that cannot be told hold the model up."""
     segments = [s for s in dict.fromkeys(segments) if s in frame and named_segments(frame[s]).nunique() > 1]
-    verdicts, cells, over = [], [], 0
+    verdicts, cells, over = [], [], []
     for name in segments:
         for metric, (values, root, _) in metrics.items():
             figures = segment_figures(values, frame[name], root, clusters, limit, minimum_rows, 1 - alpha, seed)
             verdicts.append(fairness_verdict(f"fairness.{name}.{metric}", f"{metric} by {name}", figures, limit, minimum_rows))
     for metric, (values, root, worse) in metrics.items():
         found = intersections(values, frame, segments, root, clusters, minimum_rows, seed)
-        over += found.attrs["passed over"]
+        over = found.attrs["passed over"]   # the same for every metric: it is of the rows
         if len(found): cells.append(found.assign(metric=metric, worse=worse))
-    if cells: verdicts.append(search_verdict("fairness.intersections", worst_segments(pd.concat(cells, ignore_index=True), limit, alpha), limit, over, alpha))
+    if cells:
+        ranked = worst_segments(pd.concat(cells, ignore_index=True), limit, alpha)
+        verdicts.append(search_verdict("fairness.intersections", ranked, limit, over, alpha, required=required))
+    elif over:
+        why = f"none of {len(over)} small intersections of two segmentations is compared: fewer than two have {minimum_rows:,} rows of {FEWEST} units"
+        details = {"too_small": over[:200], "advisory": not required}
+        verdicts.append(Verdict("fairness.intersections", Phase.INCONCLUSIVE, why, threshold=limit, rows=len(frame), details=details))
     return verdicts
 
 
@@ -293,6 +320,7 @@ def fairness_checks(ctx: Context, info: Any, model: Any, rows: Any) -> list[Verd
     policy = ctx.policy(info.name)
     truth, predicted = outcomes(rows.frame, rows.target, model.task), answers(model, rows.frame)
     verdicts = suite_verdicts(rows.frame, rows.segments, row_metrics(truth, predicted, policy.score_threshold), rows.clusters,
-                              policy.gates.fairness_variation, policy.gates.minimum_segment_rows, policy.alpha, ctx.seed)
+                              policy.gates.fairness_variation, policy.gates.minimum_segment_rows, policy.alpha, ctx.seed,
+                              policy.gates.intersections_required)
     why = f"no segmentation to compare (policy: {', '.join(policy.segments) or 'none'}; on these rows none has two values)"
     return verdicts or [Verdict("fairness", Phase.INCONCLUSIVE, why, rows=len(truth))]

@@ -172,8 +172,8 @@ def checked_suites(asked: Iterable[str], required: Iterable[str]) -> tuple[tuple
 # %% ../../nbs/lib/510_ml.validation.ipynb #bbd39f09
 def summarised(model_id: str, found: dict[str, list[Verdict]], required: tuple[str, ...], rows: JudgedRows | None, digest: str) -> ValidationResult:
     "The result of all suites together."
-    suites = {s: worst(*(v.phase for v in vs)) for s, vs in found.items()}
-    failures = tuple(f"{s}: {v.reason}" for s in required for v in found[s] if not v.passed)
+    suites = {s: worst(*(v.phase for v in vs if not v.advisory)) for s, vs in found.items()}
+    failures = tuple(f"{s}: {v.reason}" for s in required for v in found[s] if not v.passed and not v.advisory)
     status = worst(*(suites[s] for s in required))
     verdicts, judged = tuple(v for vs in found.values() for v in vs), (len(rows.frame), rows.source) if rows else (0, "")
     return ValidationResult(model_id, status is Phase.PASSED, status, suites, required, failures, verdicts, *judged, digest)
