@@ -44,7 +44,7 @@ def signed(head):
     public, given, said = bytes.fromhex(head["public"]), bytes.fromhex(head["signature"]), {k: v for k, v in head.items() if k != "signature"}
     k, s = hashlib.sha512(given[:32] + public + text({"within.head": 1, **said})).digest(), int.from_bytes(given[32:], "little")
     one, two = times(s, point(START)), add(point(given[:32]), times(int.from_bytes(k, "little") % L, point(public)))
-    return s < L and (one[0] * two[2] - two[0] * one[2]) % P == 0 and (one[1] * two[2] - two[1] * one[2]) % P == 0
+    return given.hex() == head["signature"] and s < L and (one[0] * two[2] - two[0] * one[2]) % P == 0 and (one[1] * two[2] - two[1] * one[2]) % P == 0
 def fault(archive, wanted):
     names, rows, heads = archive.namelist(), *([json.loads(x) for x in archive.read(n).splitlines()] for n in ("ledger.jsonl", "heads.jsonl"))
     previous, files, keys, gone = "0" * 64, {}, [], 0
