@@ -248,6 +248,7 @@ def worst_segments(cells: pd.DataFrame, # of `intersections`, with `metric` and 
     hits = int((adjusted <= rate).sum())
     half = stdtrit(df, 1 - rate * max(1, hits) / (2 * m * harmonic)) * error
     widest = stdtrit(df, (1 - rate) ** (1 / m)) * error   # one-sided bounds that hold together, by Šidák
+    half = np.where(adjusted <= rate, half, widest)   # of a find: widened for having been picked; of the others: what decides whether they pass
     cells = cells.assign(p=adjusted, low=np.maximum(-1, cells["deviation"] - half), high=cells["deviation"] + half, found=adjusted <= rate,
                          worst=cells["worse"] * cells["deviation"] + widest)
     cells = cells.assign(harm=cells["worse"] * cells["deviation"]).sort_values(["p", "harm"], ascending=[True, False], kind="stable")
@@ -268,9 +269,11 @@ def search_verdict(gate: str, found: Sequence[FoundSegment], limit: float, passe
         phase, told = Phase.FAILED, [f"{said_found(s)} ({s.low:+.1%} to {s.high:+.1%}, {s.rows:,} rows)" for s in hits[:6]]
         reason = f"worse than the limit of {limit:.0%} in {len(hits)} of {among}, false-discovery rate {rate:.0%}: {'; '.join(told)}"
     elif untold:
-        phase, seen = Phase.INCONCLUSIVE, limit + float(np.median([(s.high - s.low) / 2 for s in found]))
+        phase, half, m = Phase.INCONCLUSIVE, float(np.median([(s.high - s.low) / 2 for s in found])), len(found)
+        seen = limit + half * float(ndtri(1 - rate / 2 / m / (1 / np.arange(1, m + 1)).sum()) / ndtri((1 - rate) ** (1 / m)))   # the find's wider interval
         reason = (f"{len(untold)} of {among} cannot be told from the limit of {limit:.0%}: {said_found(top)}, {top.rows:,} rows, "
-                  f"may be worse by {top.worst:.1%}; the others are shown to be within it. None is shown to be worse; a typical one would have to be off by about {seen:.0%} to be seen")
+                  f"may be worse by {top.worst:.1%}. None is shown to be worse (false-discovery rate {rate:.0%}; "
+                  f"a typical one would have to be off by about {seen:.0%})")
     else:
         phase, nearest = Phase.PASSED, f"{said_found(top)}, at most {top.worst:.1%}"
         reason = f"each of {among} is shown to be worse by less than the limit of {limit:.0%}; nearest {nearest}"
