@@ -123,6 +123,7 @@ def searched(seed: int, rows: int, hidden: float = 1.0):
 EDGE = np.sqrt(1.21 * 15 / (16 - 1.21))   # the RMSE of one of sixteen equal intersections is then 10 % above that of all rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "hidden", "most"), [
     (16_000, 1.0, {Phase.FAILED: 2}), (16_000, EDGE, {Phase.FAILED: 12, Phase.PASSED: 12}), (16_000, 1.65, {Phase.PASSED: 0, Phase.INCONCLUSIVE: 2}),
     (1500, 1.0, {Phase.FAILED: 0, Phase.PASSED: 0}), (1500, 1.65, {Phase.PASSED: 0})])   # 12 of 100: above it in less than one of 400 tries at 5 %
