@@ -184,7 +184,7 @@ def test_killed_at_random_moments_it_ends_where_an_undisturbed_one_ends(born, tm
     assert calm["rows"][f"rollout {ROLLOUT}"]["phase"] == "passed" and {e[3].split()[0] for e in calm["ledger"] if e[1] == "alert"} == {"opened", "resolved"}
     rng, kills, n, faults = random.Random(7), 0, 0, []
     while kills < KILLS:
-        moments = tuple(sorted(rng.uniform(0.0, 1.3 * first.lived) for _ in range(min(6, KILLS - kills))))
+        moments = tuple(sorted(rng.uniform(0.0, first.lived) for _ in range(min(10, KILLS - kills))))
         other, life = lived(born, tmp_path / f"life{n}", moments=moments)
         kills, n = kills + len(life.kills), n + 1
         faults += [f"life {n}, killed at {life.kills}: {d}" for d in differences(calm, other)]
