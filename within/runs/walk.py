@@ -7,9 +7,9 @@ __all__ = ['EXIT_CODES', 'QUIET', 'ENDED', 'SERVING_STAGES', 'Progress', 'RunOut
            'planned', 'stage_values', 'start_replay', 'create_run', 'stage_environment', 'portable', 'publish_files',
            'load_dag', 'build_stage', 'notebook_error', 'check_seen', 'evidence_pages', 'digests_under', 'beside',
            'publish', 'log', 'write_evidence', 'standing', 'looked_at_since', 'in_short', 'resume_command', 'outcome',
-           'remember', 'vouch_intention', 'vouch', 'is_closed', 'approval_notes', 'fault_notes', 'next_step_text',
-           'automatic_criteria', 'run_view', 'renew_packet', 'close', 'note_sweep', 'is_remembered', 'execute',
-           'keep_attempt', 'after_stage', 'supervised', 'step', 'held_back', 'walk', 'retrain']
+           'remember', 'vouch_intention', 'vouching', 'sign_head', 'is_closed', 'approval_notes', 'fault_notes',
+           'next_step_text', 'automatic_criteria', 'run_view', 'renew_packet', 'close', 'note_sweep', 'is_remembered',
+           'execute', 'keep_attempt', 'after_stage', 'supervised', 'step', 'held_back', 'walk', 'retrain']
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #12ea67b6
 import importlib.metadata
@@ -35,7 +35,7 @@ from ..clock import SystemClock, iso, parse_time
 from ..context import Context
 from ..errors import Conflict, InvalidInput, UnknownDataset, UnknownModel, WithinError, unknown
 from ..files import file_digest, read_json, write_json, write_text
-from ..ledger import append, entries, is_loose, removal, sign, vouched_files
+from ..ledger import append, entries, is_loose, record, removal, sign, vouched_files
 from ..ledger_heads import key_place
 from ..policies import adjusted, models_configured, policy_digest
 from .folder import (PRODUCTS, RunFolder, copy_sources, criteria_config, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
@@ -324,11 +324,12 @@ def outcome(folder: RunFolder, phase: Phase, stage: str, reason: str, executed: 
     return RunOutcome(folder.id, subject_name(want["model"], want["source"]), phase, stage, reason, folder.report, tuple(executed), until, needs)
 
 
-def remember(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunOutcome:
-    "Keep in the store where the run stands, for `within status` and `within runs`."
+def remember(ctx: Context, folder: RunFolder, result: RunOutcome, told: Iterable[tuple[str, str, Mapping]] = ()) -> RunOutcome: # told: the ledger's entries
+    "Keep in the store where the run stands, for `within status` and `within runs`, and in the same transaction what the ledger is told."
     row = ctx.store.get("run", folder.id)
     body = {"model": result.model, "phase": str(result.phase), "stage": result.stage, "reason": result.reason, "until": result.until, "needs": result.needs}
-    if row is None or row.body != body: ctx.store.put("run", folder.id, body, row.revision if row else None)
+    changed = [("run", folder.id, body, row.revision if row else None)] if row is None or row.body != body else []
+    if changed or told: record(ctx, changed, told)
     return result
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #e71de002
@@ -342,13 +343,17 @@ def vouch_intention(ctx: Context, folder: RunFolder) -> None:
     append(ctx, "intention", folder.id, {k: want[k] for k in ("model", "source", "overrides", "code", "policy")}, files=digests_under(folder))
 
 
-def vouch(ctx: Context, folder: RunFolder, told: Mapping, ended: bool) -> None:
-    "Let the ledger vouch for the evidence as it stands and, of a run that ended, for everything nobody vouched for yet; then sign, if there is a key."
+def vouching(ctx: Context, folder: RunFolder, told: Mapping, ended: bool) -> list[tuple[str, str, Mapping]]:
+    "The ledger's entry for the evidence as it stands and, of a run that ended, for everything nobody vouched for yet; none when it knows all of it."
     known = vouched_files(ctx.store.ledger_rows())
     evidence = {p.relative_to(folder.home).as_posix(): file_digest(p) for p in evidence_pages(folder)}
     new = {p: d for p, d in digests_under(folder).items() if p not in known} if ended else {}
-    if ended or any(known.get(p, ("",))[0] != d for p, d in evidence.items()):
-        append(ctx, "run" if ended else "evidence", folder.id, told, files={**new, **evidence})
+    if not ended and all(known.get(p, ("",))[0] == d for p, d in evidence.items()): return []
+    return [("run" if ended else "evidence", folder.id, {**told, "files": dict(sorted({**new, **evidence}.items()))})]
+
+
+def sign_head(ctx: Context, folder: RunFolder) -> None:
+    "Sign the ledger as it stands, if there is a key."
     try:
         if key_place(ctx).is_file(): sign(ctx)
     except (WithinError, OSError) as error: log(folder, f"the ledger's head was not signed: {error}")
@@ -421,8 +426,10 @@ def close(ctx: Context, folder: RunFolder, result: RunOutcome) -> RunOutcome:
     write_evidence(ctx, folder)
     renew_packet(ctx, folder)
     write_report(folder, run_view(ctx, folder, result))
-    vouch(ctx, folder, {"phase": str(result.phase), "stage": result.stage, "reason": result.reason}, result.phase in ENDED)
-    return remember(ctx, folder, result)
+    told = vouching(ctx, folder, {"phase": str(result.phase), "stage": result.stage, "reason": result.reason}, result.phase in ENDED)
+    remember(ctx, folder, result, told)
+    sign_head(ctx, folder)
+    return result
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #f335a836
 SERVING_STAGES = ("stage", "shadow", "abtest", "rollout", "finalize", "monitor")
@@ -500,7 +507,8 @@ def step(ctx: Context, folder: RunFolder, dag: Any, stage: str, until: str | Non
         log(folder, traceback.format_exc())
         decision, error = None, f"{type(problem).__name__}: {problem}"
     executed.append(stage)
-    end, took = remember(ctx, folder, after_stage(folder, stage, decision, error, until, executed)), time.perf_counter() - started
+    end, took = after_stage(folder, stage, decision, error, until, executed), time.perf_counter() - started
+    if end.phase is Phase.RUNNING: remember(ctx, folder, end)   # where it stops, `close` says so together with the evidence
     phase, reason = (decision.outcome, decision.reason) if decision else (Phase.ERROR, end.reason)
     log(folder, f"{stage}: {phase} after {took:.1f} s: {reason}")
     progress("end", stage, f"{phase}: {reason}", took)
