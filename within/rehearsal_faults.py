@@ -158,7 +158,8 @@ class Wires:
                     await to.drain()
                 await asyncio.sleep(max(0.0, due - loop.time()))
             to.close()
-        await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
+        with contextlib.suppress(asyncio.CancelledError):   # the end of the wires
+            await asyncio.gather(carry(reader, outer, lambda: 0.0), carry(inner, writer, lambda: self.delays.get(path, 0.0)))
 
 # %% ../nbs/lib/753_rehearsal_faults.ipynb #70f55203
 class Accidents:
