@@ -153,8 +153,7 @@ class Wires:
             with contextlib.suppress(OSError):
                 while chunk := await source.read(1 << 20):
                     due = max(due, loop.time() + kept())   # each for itself, in order: answers that come together are late together
-                    if due > loop.time(): loop.call_at(due, to.write, chunk)
-                    else: to.write(chunk)
+                    loop.call_at(due, to.write, chunk) if due > loop.time() else to.write(chunk)
                     await to.drain()
                 await asyncio.sleep(max(0.0, due - loop.time()))
             to.close()
