@@ -52,10 +52,10 @@ run: setup ## one retraining of ad_score_predictor, start to finish, weeks repla
 
 test: setup ## every test: the chapters' lesson cells, then pytest
 	@echo "lesson cells of $$(ls nbs/lib/*.ipynb | wc -l) chapters"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 fast: setup ## pytest without the slow ones
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lab: setup ## JupyterLab on nbs/ (LAB_ARGS=... for more options)
 	@$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py $(LAB_ARGS)

@@ -101,6 +101,15 @@ def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
     assert not names, "still running: " + "; ".join(names)
 
 
+LONGEST = tuple(f"test_{n}.py" for n in ("scheduler_kills", "guide", "postgresql", "run_real", "rehearsal", "false_retrainings", "load", "guides", "replay",
+                                         "by_hand", "lab", "projects", "cli", "fairness", "planted_events", "store_migrations", "sentiment"))
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    "Long files first, so that no worker is left alone with one at the end; `make test` keeps this order (--no-loadscope-reorder)."
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config) -> None:
     "On PostgreSQL: the server of this session, before anything of `within` is imported; ended when the session is."
     if DATABASE not in ("sqlite", "postgresql"): raise pytest.UsageError(f"WITHIN_TEST_DATABASE is {DATABASE!r}; write sqlite or postgresql")
