@@ -200,7 +200,7 @@ def test_a_command_killed_while_it_closed_a_run_is_closed_by_the_next(project, m
     def die(*_): raise Killed
     assert retrain("ad_score_predictor", run="r1", until="trigger", ctx=ctx).phase is Phase.PENDING
     with monkeypatch.context() as m:
-        m.setattr(walk, "vouch", die)
+        m.setattr(walk, "vouching", die)
         with pytest.raises(Killed): retrain("ad_score_predictor", run="r1", ctx=ctx)
     assert not entries(ctx, "run", "r1") and verify(ctx).ok   # unfinished is not changed
     assert retrain("ad_score_predictor", run="r1", ctx=ctx).executed == () and len(entries(ctx, "run", "r1")) == 1 and verify(ctx).ok
