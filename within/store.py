@@ -96,7 +96,7 @@ def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(parsed, connect_args={"timeout": 30, "isolation_level": None})
     @sa.event.listens_for(engine, "connect")
     def _tune(connection, _record):
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"): connection.execute(f"PRAGMA {pragma}")
+        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"): connection.execute(f"PRAGMA {pragma}")
     @sa.event.listens_for(engine, "begin")
     def _begin(connection): connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
     return engine
