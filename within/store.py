@@ -10,6 +10,8 @@ __all__ = ['METADATA', 'Text', 'Int', 'STATE', 'TRANSITIONS', 'LEDGER', 'VERSION
 
 # %% ../nbs/lib/110_store.ipynb #ab6ebfb8
 import json
+import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -85,6 +87,16 @@ def _postgresql(url: sa.URL) -> sa.Engine:
     return engine
 
 
+def _write_ahead(connection: Any, patience: float = 30.0) -> None: # patience: seconds
+    "Readers beside a writer. SQLite waits for nobody while a file's mode changes, so that two who open a file first have to take turns here."
+    until = time.monotonic() + patience
+    while True:
+        try: return connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as e:
+            if "locked" not in str(e) or time.monotonic() > until: raise
+        time.sleep(0.02)
+
+
 def _engine(url: str) -> sa.Engine:
     try: parsed = sa.engine.make_url(url)
     except sa.exc.ArgumentError:
@@ -96,7 +108,8 @@ def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(parsed, connect_args={"timeout": 30, "isolation_level": None})
     @sa.event.listens_for(engine, "connect")
     def _tune(connection, _record):
-        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"): connection.execute(f"PRAGMA {pragma}")
+        for pragma in ("busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"): connection.execute(f"PRAGMA {pragma}")
+        _write_ahead(connection)
     @sa.event.listens_for(engine, "begin")
     def _begin(connection): connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
     return engine
