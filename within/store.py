@@ -435,6 +435,5 @@ class Store(LedgerRows):
 # %% ../nbs/lib/110_store.ipynb #92d297e9
 def online_copy(database: Path, to: Path) -> Path:
     "One consistent moment of a SQLite file that others may be writing."
-    import sqlite3
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as origin, closing(sqlite3.connect(to)) as copy: origin.backup(copy)
     return to
