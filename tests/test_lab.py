@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from postgresql import free_port
 from test_by_hand import evidence
 from test_runs import context, project  # noqa: F401  (project is a fixture)
 
@@ -51,12 +51,6 @@ def wait(question: Callable[[], object], what: str, seconds: float = 120) -> obj
         if time.monotonic() > until: pytest.fail(f"waited {seconds:g} s for {what}")
         time.sleep(0.2)
     return answer
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from postgresql import free_port
 from test_serving import INFER, NAME, body, eventually, small  # noqa: F401  (small is a fixture)
 
 from within.serving.routes import Shadow, change, current
@@ -24,12 +23,6 @@ from within.serving.wire import ask, token
 ROOT = Path(__file__).resolve().parent.parent
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
 pytestmark = pytest.mark.skipif(not (PROMETHEUS and PROMTOOL), reason="no Prometheus here: Debian's package prometheus brings it")
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -279,9 +279,10 @@ def times(n: int) -> str: return {1: "once", 2: "twice"}.get(n, f"{n} times")
 def fault_sentence(what: str, e: Event | None, first: datetime) -> str:
     "Who noticed a fault, and when; or that nobody did."
     if e is None: return f"{what} was never noticed"
-    return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {e.sentence[:160]}"
+    cut = e.sentence if len(e.sentence) <= 300 else f"{e.sentence[:299]}…"
+    return f"{what} was noticed on day {(e.at - first).days} by {e.kind} {e.subject} ({e.outcome}): {cut}"
 
-# %% ../nbs/lib/754_rehearsal.ipynb #9094f49f
+# %% ../nbs/lib/754_rehearsal.ipynb #5b9c2e93
 @dataclass(frozen=True)
 class RehearsalReport(Record):
     "What a policy did in a rehearsed life."
@@ -306,23 +307,18 @@ class RehearsalReport(Record):
     def retrained(self) -> int: return self.count("schedule", "began")
     @property
     def released(self) -> int: return self.count("rollout", "finish")
-
     @property
     def rolled_back(self) -> int:
         return len({e.subject for e in self.events if e.kind == "rollback" or (e.kind == "rollout" and e.outcome.startswith(("rollback", "went back")))})
-
     @property
     def alerts(self) -> int: return self.count("alert", "opened")
-
     @property
     def noticed(self) -> dict[str, Event | None]: return noticed(self.events)
-
     @property
     def automatic(self) -> dict[str, int]:
         "Automatic approvals by model and month, e.g. `m 2023-10`."
         used = [f"{e.subject} {e.at:%Y-%m}" for e in self.events if e.kind == "standing" and e.outcome == "used"]
         return {k: used.count(k) for k in sorted(set(used))}
-
     @property
     def same(self) -> dict:
         "What is equal whenever the same life is lived again: the events without their sentences, and the figures."
@@ -333,9 +329,13 @@ class RehearsalReport(Record):
         "The events a person reads first: of a run's stages, those that did not pass."
         return tuple(e for e in self.events if not (e.kind == "decision" and e.outcome.endswith("passed")) and e.kind != "route")
 
-    def __str__(self) -> str:
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        "What the policy did, then what became of each fault."
         did = f"in {self.days} days the policy retrained {times(self.retrained)}, released {self.released} and rolled back {self.rolled_back}"
-        return "; ".join([did, f"alerts: {self.alerts}", *(fault_sentence(k, e, parse_time(FIRST)) for k, e in self.noticed.items()), *self.unplanted])
+        return did, f"alerts: {self.alerts}", *(fault_sentence(k, e, parse_time(FIRST)) for k, e in self.noticed.items()), *self.unplanted
+
+    def __str__(self) -> str: return "; ".join(self.sentences)
 
     @property
     def unplanted(self) -> tuple[str, ...]:

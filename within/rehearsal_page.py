@@ -106,12 +106,13 @@ def rehearsal_page(report: RehearsalReport) -> str:
     changed = table(("key", "in force", "rehearsed"), [(k, a, b) for k, (a, b) in report.changed.items()], "what differs from the policy in force")
     head = ("when", "what", "about", "came to", "why")
     runs = [(run, iso(a)[:10], iso(b)[:10], word, why[:300]) for run, a, b, word, why in runs_of(report)]
+    first, *rest = report.sentences
     about = f"{report.days} simulated days from {FIRST}, a world of scale {report.scale:g}, seed {report.seed}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>rehearsal of {text(", ".join(report.models))}</title><style>{STYLE}</style></head><body><main>
 <header class="card"><p class="id">rehearsal of <strong>{text(", ".join(report.models))}</strong></p>
-<h1>{text(str(report))}</h1><p class="question">{text(about)}</p></header>
+<h1>{text(first)}</h1><ul>{"".join(f"<li>{text(s)}</li>" for s in rest)}</ul><p class="question">{text(about)}</p></header>
 <section><h2>The days</h2><figure><img src="data:image/png;base64,{drawn}" alt="{text(str(report))}">
 <figcaption>Bars: runs, green passed, orange declined or taken back, violet inconclusive, grey not ended. Blue: the share of users that the newest version has.
 Triangles: alerts. Red lines: something was made to go wrong.</figcaption></figure></section>
