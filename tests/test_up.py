@@ -340,6 +340,12 @@ def test_a_tripped_trigger_is_taken_back_by_the_scheduler(released):
     for n in range(300): ask(url, f"/v2/models/{NAME}/infer", body(f"t{n}", unit=f"u{n}"))
     assert Scheduler(ctx).tick() == [f"triggers:{live}"] and answer(url) == "1.0.0"
     assert Scheduler(ctx).tick() == [] and "latency_p95" in entries(ctx, "rollback")[-1].body["reason"]
+    assert len(told := letters(ctx)) == 2 and all("1.1.0 was taken back in production" in x and "latency_p95" in x for x in told)   # one a channel, once
+    assert any("1.1.0 was taken back" in n for n in needs_of(ctx))
+    ctx.store.clock_start(ctx.now() + timedelta(hours=1))
+    deployer.deploy(f"{NAME}@1.0.0", "production"), deployer.deploy(f"{NAME}@1.1.0", "production")
+    Scheduler(ctx).tick()
+    assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened", "resolved"] and len(letters(ctx)) == 2
 
 
 def asking(ctx, tmp_path, **rollout):
@@ -375,7 +381,8 @@ def test_a_rollout_that_asks_tells_its_channels_once_for_each_question(deployer,
     assert read_rollout(ctx, state.id)[0].asking == "look" and len(letters(ctx)) == 4 and sum("a person must look" in x for x in letters(ctx)) == 2
     deployer.operate(state.id, "abort", by="reviewer@example.com")
     one.tick()
-    assert [e.body["event"] for e in entries(ctx, "alert")] == ["opened", "resolved"] * 2 and ctx.store.find("alert", phase="open") == []
+    assert [e.body["event"] for e in entries(ctx, "alert")][:4] == ["opened", "resolved"] * 2   # and the abort is told, for it took a version from users
+    assert [r.body["verdict"]["gate"] for r in ctx.store.find("alert", phase="open")] == ["ask.rollback"] and sum("aborted" in x for x in letters(ctx)) == 2
 
 
 def test_a_rollout_that_waits_for_the_models_approval_tells_its_channels_once(deployer, tmp_path):  # noqa: F811

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Due', 'due_runs', 'due_monitors', 'due_looks', 'due', 'command_of', 'began', 'look_at', 'Asked', 'unapproved',
-           'asked', 'tell', 'said', 'give_up', 'given_up', 'Work', 'Scheduler', 'keep_going', 'main']
+           'given_to_users', 'taken_back', 'asked', 'tell', 'said', 'give_up', 'given_up', 'Work', 'Scheduler',
+           'keep_going', 'main']
 
 # %% ../nbs/lib/738_scheduler.ipynb #1ae063ca
 import argparse
@@ -103,9 +104,9 @@ def look_at(ctx: Context, item: Due) -> str:
 @dataclass(frozen=True)
 class Asked(Record):
     "A question that a person has to answer."
-    subject: str  # id of the rollout or run
+    subject: str  # id of the rollout, run or deployment
     model: str
-    what: str     # approval, look, model (its approval), review
+    what: str     # approval, look, model (its approval), review, rollback
     reason: str   # and how it is answered
 
     @property
@@ -118,8 +119,29 @@ def unapproved(body: Mapping) -> bool:
     return not body.get("asking") and (waits or str(body.get("reason", "")).startswith("waits for approval at"))
 
 
+def given_to_users(ctx: Context) -> list[tuple]:
+    "(environment, model, version, since, when it was taken back or '', why) of every rollout that began and every deployment that answered."
+    rollouts, placed = [r for r in ctx.store.find("rollout") if r.body.get("step")], ctx.store.find("deployment")
+    placed = [r.body for r in placed if r.body.get("strategy") != "shadow" and r.body.get("status") not in ("pending", "error")]
+    return [*((b["environment"], b["model"], b["version"], b["step_started_at"], iso(r.at) if b["phase"] == Phase.FAILED else "", b["reason"])
+              for r in rollouts for b in [r.body]),
+            *((b["environment"], b["model"], b["version"], b["created_at"], b["ended_at"] if b["status"] == Phase.FAILED else "", b["reason"]) for b in placed)]
+
+
+def taken_back(ctx: Context) -> list[Asked]:
+    "Versions that were taken from users, until the next one goes out there or a reviewer gives the standing approval anew."
+    given, found = given_to_users(ctx), {}
+    looked = {s.id: s.body["given_at"] for s in ctx.store.find("standing", revoked="")}
+    for where, model, version, _, back, why in given:
+        later = any((e, m) == (where, model) and since > back for e, m, _, since, _, _ in given)
+        if not back or later or looked.get(model, "") > back: continue
+        said = f"{model}@{version} was taken back in {where}: {why}; this ends when the next version goes out there, or with a new standing approval"
+        found[where, model, version] = Asked(f"{where}-{model}-{version}", model, "rollback", said)
+    return list(found.values())
+
+
 def asked(ctx: Context) -> list[Asked]:
-    "What waits for a person, rollouts first."
+    "What waits for a person, rollouts first, what was taken back last."
     living = [r for r in ctx.store.find("rollout") if r.body.get("phase") not in (Phase.PASSED, Phase.FAILED)]
     rollouts = [r for r in living if r.body.get("asking")]
     models = [Asked(r.id, r.body["model"], "model", f"{r.body['model']}@{r.body['version']}: {r.body['reason']}") for r in living if unapproved(r.body)]
@@ -128,7 +150,8 @@ def asked(ctx: Context) -> list[Asked]:
     stopped = [Asked(f"continuous-{model}", model, "look", why) for model, why in continuous.stopped(ctx)]
     return [*stopped,
             *(Asked(r.id, r.body["model"], r.body["asking"], f"{r.body['model']}@{r.body['version']}: {r.body['reason']}; {how(r.id)}") for r in rollouts),
-            *models, *(Asked(r.id, r.body["model"].partition("__")[0], "review", f"run {r.id} waits for a review: {r.body['needs']}") for r in runs)]
+            *models, *(Asked(r.id, r.body["model"].partition("__")[0], "review", f"run {r.id} waits for a review: {r.body['needs']}") for r in runs),
+            *taken_back(ctx)]
 
 
 def tell(ctx: Context) -> list[str]:
