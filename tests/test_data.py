@@ -14,6 +14,9 @@ from within.clock import FrozenClock, parse_time
 from within.context import Context
 from within.data import DataPreparer
 from within.errors import DigestMismatch, InvalidInput, StageNotReady, UnknownDataset, UnknownModel
+from within.ml.ad_score import AdScorePredictor
+from within.ml.evaluation import ModelEvaluator
+from within.ml.registry import ModelRegistry
 from within.policies import MinimumPolicy
 from within.snapshots import canonical, content_digest, open_snapshot, open_split, split_digest
 from within.splits import divide_random, divide_time, divide_unit, divide_unit_time, gap_of, gap_text, purged
@@ -296,6 +299,21 @@ def test_useless_columns_are_dropped_with_their_reason(ctx):
     assert data.missing["ad_content.wild"] == 0.5 and "450 infinite" in " ".join(data.notes) and np.isfinite(data["ad_content.wild"].dropna()).all()
     report = preparer.generate_data_report(*preparer.train_validation_test_split(data))
     assert report.dropped == data.dropped and any("ad_content.wild is missing in 50%" in p for p in report.problems)
+
+
+def test_a_champion_is_judged_on_columns_that_have_become_constant(ctx):
+    def fitted(rows):
+        names = [f for f in rows.features if f.startswith("ad_content.")]
+        return AdScorePredictor(config={"n_estimators": 5}).fit(rows[names], rows[rows.target])
+    draw = np.random.default_rng(0).uniform(0, 9, len(frame := ads()))
+    _, before = prepared(ctx, frame.assign(**{"ad_content.length": draw, "ad_content.flag": np.round(draw)}))
+    ModelRegistry(ctx).register_model(fitted(before), "ad_score_predictor", "1.0.0")
+    preparer, data = prepared(ctx, frame.assign(**{"ad_content.flag": 0.0, "ad_content.length": np.nan}))
+    assert set(data.others) == {"ad_content.flag", "ad_content.length"} and not {*data.others} & {*data.features}
+    train, _, test = preparer.train_validation_test_split(data)
+    assert test.others == open_snapshot(ctx, data.snapshot).others == data.others
+    found = ModelEvaluator(ctx).compare_models(fitted(train), "1.0.0", test, list(test.features), test.target, model_name="ad_score_predictor")
+    assert found.champion == "1.0.0"
 
 
 def test_impossible_targets_are_set_aside_and_counted(ctx):

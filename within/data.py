@@ -136,11 +136,14 @@ class Roles(Record):
     unit: str | None
     time: str
     segments: tuple[str, ...]
+    others: tuple[str, ...] = ()   # nothing to learn from today, but a model of before may read them: a champion is judged on what it knows
 
     @property
     def columns(self) -> list[str]:
         keys = [self.target, self.category, self.unit, self.time, *self.segments]
-        return sorted({*self.features, *(k for k in keys if k)})
+        return sorted({*self.features, *self.others, *(k for k in keys if k)})
+
+    def to_dict(self) -> dict: return {k: v for k, v in super().to_dict().items() if k != "others" or v}
 
 # %% ../nbs/lib/230_data.ipynb #7d3ab665
 def needed(dataset: str, what: str, name: str | None, columns: Iterable[str]) -> str:
@@ -165,7 +168,7 @@ def roles_for(info: DatasetInfo, columns: Sequence[str], policy, own: bool, incl
 # %% ../nbs/lib/230_data.ipynb #897d954e
 def cleaned(table: ibis.Table, roles: Roles) -> ibis.Table:
     "The columns of the roles, features and target cleaned."
-    return table.select(**{n: clean(table[n]) if n in roles.features or n == roles.target else table[n] for n in roles.columns})
+    return table.select(**{n: clean(table[n]) if n in (*roles.features, *roles.others, roles.target) else table[n] for n in roles.columns})
 
 
 def in_order(table: ibis.Table, roles: Roles) -> ibis.Table:
@@ -275,7 +278,8 @@ def select_features(rows: ibis.Table, roles: Roles) -> tuple[Roles, dict]:
     if not kept: raise InvalidInput(f"no features are left: {', '.join(f'{k} is {v}' for k, v in dropped.items())}")
     notes = [f"{n}: {facts[n]['infinite']:,} infinite values are treated as missing" for n in kept if facts[n]["infinite"]]
     missing = {n: round(1 - facts[n]["present"] / facts[n]["rows"], 6) if facts[n]["rows"] else 0.0 for n in kept}
-    return Roles(kept, roles.target, roles.category, roles.unit, roles.time, roles.segments), {"dropped": dropped, "missing": missing, "notes": notes}
+    others = tuple(n for n, why in dropped.items() if why in ("constant", "all missing"))
+    return replace(roles, features=kept, others=others), {"dropped": dropped, "missing": missing, "notes": notes}
 
 # %% ../nbs/lib/230_data.ipynb #ec7ff3b4
 def outcomes_of(asked: ibis.Table, rows: ibis.Table, info: DatasetInfo, roles: Roles, now: datetime) -> dict:

@@ -94,6 +94,7 @@ class Rows(Record):
     unit: str | None = None                # who is meant: never on two sides of a split by unit
     time: str | None = None
     segments: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()           # constant or empty: no features today, but a model of before may read them
     row_ids: np.ndarray | None = field(default=None, compare=False)   # sorted positions in the file; None: all
 
     @cached_property
@@ -232,7 +233,7 @@ def split_rows(data: TrainingData, validation_size: float, test_size: float, str
     if width: side = purged(keys_of(data, "time", data.time), whole, int(gap_of(width) / timedelta(microseconds=1)))
     elsewhere, purge = int((whole < 0).sum()), int((side < 0).sum() - (whole < 0).sum())
     aside = {"of a unit that belongs to another side": elsewhere, f"in the gap of {width} before the next side": purge}
-    common = {k: getattr(data, k) for k in ("path", "snapshot", "features", "target", "category", "unit", "time", "segments")}
+    common = {k: getattr(data, k) for k in ("path", "snapshot", "features", "target", "category", "unit", "time", "segments", "others")}
     aside = {k: v for k, v in aside.items() if v}
     parts = tuple(Split(**common, row_ids=np.flatnonzero(side == i), part=part, spec=spec, set_aside=aside) for i, part in enumerate(PARTS))
     remember_split(data.path.parent, spec, parts)
