@@ -183,9 +183,9 @@ def train_champion(ctx: Context, now: datetime) -> ModelInfo:
 
 # %% ../nbs/lib/700_world.ipynb #8ab2ea67
 def known_texts(ctx: Context, now: datetime) -> pd.DataFrame:
-    "The texts known at `now`, in order of time: `text` (str) and `label` (0 or 1)."
+    "The texts known at `now`, in order of time: `text` (str), `label` (0 or 1) and `created_at`."
     table = ctx.warehouse.table("texts", as_of=now)
-    return table.order_by("created_at", "text_id").select("text", "label").to_pandas()
+    return table.order_by("created_at", "text_id").select("text", "label", "created_at").to_pandas()
 
 # %% ../nbs/lib/700_world.ipynb #8bb4090f
 def account_rows(ctx: Context, now: datetime, days_back: int = 150, most: int = 30_000) -> pd.DataFrame:
@@ -207,7 +207,8 @@ def train_sentiment(ctx: Context, now: datetime, texts: pd.DataFrame) -> ModelIn
     cut, model = int(len(few) * .8), AdSentimentAnalyzer(FIRST_SENTIMENT if encoded else {})
     model.fit(few[["text"]].iloc[:cut], few["label"].iloc[:cut])
     metrics = figures(model, few[["text"]].iloc[cut:], few["label"].iloc[cut:])
-    return register(ctx, model, "3.1.0", {**metrics, "rows": len(few) - cut}, {"dataset": "texts", "end_date": f"{now:%Y-%m-%d}", "samples": cut})
+    about = {"dataset": "texts", "start_date": f"{few['created_at'].iloc[0]:%Y-%m-%d}", "end_date": f"{now:%Y-%m-%d}", "samples": cut}
+    return register(ctx, model, "3.1.0", {**metrics, "rows": len(few) - cut}, about)
 
 # %% ../nbs/lib/700_world.ipynb #6311d215
 def held_accounts(rows: pd.DataFrame) -> pd.Series:
@@ -312,7 +313,7 @@ def open_world(ctx: Context | None = None) -> World:
     kept = read(path)
     now = parse_time(kept["now"])
     return World(ctx.settings.home, now, kept["seed"], kept["scale"], kept["null"], kept["champion"], tuple(kept["models"]), kept["rows"],
-                 planted(kept["null"]), known_texts(ctx, now))
+                 planted(kept["null"]), known_texts(ctx, now)[["text", "label"]])
 
 # %% ../nbs/lib/700_world.ipynb #4b662ecc
 def on_its_clock(ctx: Context, now: datetime) -> Context:
