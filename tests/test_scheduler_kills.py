@@ -6,7 +6,7 @@ missed date and a run that stands for two, which asks a person because the month
 at the last; a monitor that opens an alert and resolves it; the outbox. Stages are small notebooks, everything else is real:
 the scheduler is a process of its own, its runs are `within retrain`, their stages have kernels.
 
-`WITHIN_KILLS=200` kills at 200 random moments (20 otherwise); `WITHIN_SWEEP=all` kills after each write of a life in turn (a few of them otherwise).
+`TEST_KILLS=200` kills at 200 random moments (20 otherwise); `TEST_SWEEP=all` kills after each write of a life in turn (a few of them otherwise).
 
 What is compared: the ledger as (simulated time, kind, subject, outcome), in order of time; the rows of the store; the outbox; the uses of the standing
 approval; the chain; processes left over. Left out of the ledger, because a second attempt is by nature another one: `superseded` (the files
@@ -42,7 +42,7 @@ from within.observations import PredictionLog
 from within.serving.routes import Route, change
 
 OUTCOME = ("event", "action", "outcome", "phase", "stage", "channel", "percentage", "count", "missed_count")
-KILLS, SWEEP = int(os.environ.get("WITHIN_KILLS", 20)), os.environ.get("WITHIN_SWEEP", "")
+KILLS, SWEEP = int(os.environ.get("TEST_KILLS", 20)), os.environ.get("TEST_SWEEP", "")
 ROLLOUT, EVERY = "rollout-1", 61
 LIFE = {"2023-10-01T01:00": "2.2.0", "2023-10-04T02:00": "2.2.0", "2023-10-07T03:00": "2.2.0", "2023-10-08T00:00:10": "2.2.0", "2023-10-09T12:00": "2.2.0",
         "2023-10-11T12:00": "2.2.0", "2023-10-22T00:00:10": "2.3.0", "2023-10-24T00:00": "2.3.0"}
