@@ -8,8 +8,8 @@ the scheduler is a process of its own, its runs are `within retrain`, their stag
 
 `TEST_KILLS=200` kills at 200 random moments (20 otherwise); `TEST_SWEEP=all` kills after each write of a life in turn (a few of them otherwise).
 
-What is compared: the ledger as (simulated time, kind, subject, outcome), in order of time; the rows of the store; the outbox; the uses of the standing
-approval; the chain; processes left over. Left out of the ledger, because a second attempt is by nature another one: `superseded` (the files
+What is compared: the ledger as (simulated time, kind, subject, outcome), in order of time; the rows of the store; what monitors measured; the outbox; the uses of the
+standing approval; the chain; processes left over. Left out of the ledger, because a second attempt is by nature another one: `superseded` (the files
 of a stage's attempt that was cut off were set aside)."""
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ import pytest
 from test_continuous import GUIDES, MODEL, project, register  # noqa: F401
 from test_serving import eventually
 
-from within.clock import parse_time
+from within.clock import iso, parse_time
 from within.context import Context
 from within.ledger import entries, verify
 from within.ml.approvals import give_standing, uses_of
@@ -150,10 +150,12 @@ class Life:
             for r in ctx.store.find(kind): rows[f"{kind} {r.id}"] = r.body
         whole = verify(ctx)
         assert whole.ok, whole.first_fault
+        looked = [(o["metric"], iso(o["at"]), o["value"], o["n"]) for r in ctx.store.find("monitor") for o in ctx.store.observations(f"monitor:{r.id}")]
         letters = sorted(p.name for p in ctx.path("outbox").glob("*"))
         runs = sorted(p.name for p in ctx.path("runs").glob("*") if p.is_dir())
+        uses = uses_of(ctx, MODEL)
         ctx.close()
-        return {"ledger": sorted(said), "rows": rows, "outbox": letters, "runs": runs, "uses": uses_of(ctx, MODEL)}
+        return {"ledger": sorted(said), "rows": rows, "outbox": letters, "runs": runs, "uses": uses, "looked": sorted(looked)}
 
 
 def differences(calm: dict, other: dict) -> list[str]:
@@ -165,7 +167,7 @@ def differences(calm: dict, other: dict) -> list[str]:
     for id in calm["rows"].keys() | other["rows"].keys():
         x, y = calm["rows"].get(id, {}), other["rows"].get(id, {})
         found += [f"{id}: {k}: {x.get(k)!r} / {y.get(k)!r}" for k in x | y if x.get(k) != y.get(k)]
-    return found + [f"{k}: {calm[k]} / {other[k]}" for k in ("outbox", "runs", "uses") if calm[k] != other[k]]
+    return found + [f"{k}: {calm[k]} / {other[k]}" for k in ("outbox", "runs", "uses", "looked") if calm[k] != other[k]]
 
 
 def lived(born: Context, folder: Path, **how) -> tuple[dict, Life]:

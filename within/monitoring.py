@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'COLUMNS', 'UNITS', 'SAMPLED', 'checked_names', 'Band', 's
            'plan', 'checked', 'no_longer', 'summary', 'remembered', 'PostDeploymentMonitor']
 
 # %% ../nbs/lib/530_monitoring.ipynb #6078a689
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -309,11 +310,10 @@ def summary(verdicts: Iterable[Verdict], over: bool, complete: bool, until: str)
 def remembered(ctx: Context, row: Any, status: MonitorStatus) -> MonitorStatus:
     "Write the monitor's phase and its next look, and its figures with bands and limits as observations."
     body = {**row.body, "phase": status.phase.value, "reason": status.reason, "looked_at": iso(ctx.now()), "next_look_at": status.next_look_at}
-    try: ctx.store.put("monitor", status.id, body, row.revision)
-    except Conflict: return status   # somebody else looked at the same moment, and wrote down what he saw
     values = [{"subject": f"monitor:{status.id}", "metric": v.gate.rpartition(".")[2], "value": v.figure, "n": v.rows, "at": ctx.now(),
                "labels": {"phase": v.phase.value, "low": v.low, "high": v.high, "limit": v.threshold}} for v in status.verdicts if v.figure is not None]
-    if values: ctx.store.add_observations(values)
+    with contextlib.suppress(Conflict):   # somebody else looked at the same moment, and wrote down what he saw
+        ctx.store.put_all([("monitor", status.id, body, row.revision)], observations=values)
     return status
 
 # %% ../nbs/lib/530_monitoring.ipynb #ec2e7d2a

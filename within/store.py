@@ -240,6 +240,12 @@ def _put(c: sa.Connection, kind: str, id: str, body: Mapping, revision: int | No
     c.execute(TRANSITIONS.insert(), row)
     return new["revision"]
 
+
+def _measured(c: sa.Connection, rows: Iterable[Mapping]) -> None:
+    values = [{"subject": r["subject"], "metric": r["metric"], "value": plain(r.get("value")), "n": r.get("n"), "at": iso(r.get("at") or _clock_time(c)),
+               "labels": _encode(r.get("labels") or {})} for r in rows]
+    if values: c.execute(OBSERVATIONS.insert(), values)
+
 # %% ../nbs/lib/110_store.ipynb #d7b6721d
 class StateRows(StoreBase):
     "Current rows with revisions, and all they ever were."
@@ -248,9 +254,12 @@ class StateRows(StoreBase):
         "Write one row; `revision` is the current one, None for a new row. Returns the new revision; raises `Conflict`."
         return self.put_all([(kind, id, body, revision)], at)[0]
 
-    def put_all(self, rows: Iterable[tuple[str, str, Mapping, int | None]], at: datetime | None = None) -> list[int]:
-        "Write several rows, all or none. `at` defaults to the replay clock's time, or the system's."
-        with self.transaction() as c: return [_put(c, k, i, b, r, at or _clock_time(c)) for k, i, b, r in rows]
+    def put_all(self, rows: Iterable[tuple[str, str, Mapping, int | None]], at: datetime | None = None, observations: Iterable[Mapping] = ()) -> list[int]:
+        "Write several rows and what was measured with them, all or none. `at` defaults to the replay clock's time, or the system's."
+        with self.transaction() as c:
+            found = [_put(c, k, i, b, r, at or _clock_time(c)) for k, i, b, r in rows]
+            _measured(c, observations)
+        return found
 
     def get(self, kind: str, id: str) -> Row | None:
         "The current row, or None."
@@ -418,11 +427,7 @@ class Store(LedgerRows):
 
     def add_observations(self, rows: Iterable[Mapping]) -> None:
         "Append measured values: subject, metric, value, and optionally n, at, labels."
-        with self.transaction() as c:
-            values = [{"subject": r["subject"], "metric": r["metric"], "value": plain(r.get("value")), "n": r.get("n"),
-                       "at": iso(r.get("at") or _clock_time(c)),
-                       "labels": _encode(r.get("labels") or {})} for r in rows]
-            if values: c.execute(OBSERVATIONS.insert(), values)
+        with self.transaction() as c: _measured(c, rows)
 
     def observations(self, subject: str, metric: str | None = None, since: datetime | None = None, until: datetime | None = None) -> list[dict]:
         "Values of a subject with since <= at < until, in order of time."
