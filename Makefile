@@ -24,7 +24,7 @@ export DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := true
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help setup run test fast lab bench soak reports check export clean
+.PHONY: help setup run test slow lab bench soak reports check export clean
 
 help: ## this list
 	@echo "within: every verdict about a model is a notebook that ran"; echo
@@ -50,12 +50,14 @@ $(PROJECT): pyproject.toml | $(PACKAGES)
 run: setup ## one retraining of ad_score_predictor, start to finish, weeks replayed in minutes; ends with the report's path
 	@WITHIN_CLOCK=replay $(BIN)/within demo
 
-test: setup ## every test: the chapters' lesson cells, then pytest
-	@echo "lesson cells of $$(ls nbs/lib/*.ipynb | wc -l) chapters"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-fast: setup ## pytest without the slow ones
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+test: setup ## the chapters' lesson cells, then every test that is not marked slow
+	@echo "lesson cells of $$(ls nbs/lib/*.ipynb | wc -l) chapters"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	@$(PYTEST) -m "not slow"
+
+slow: setup ## the tests marked slow, after make test: lives, kills, error rates by simulation, the guides; half an hour
+	@$(PYTEST) -m slow
 
 lab: setup ## JupyterLab on nbs/ (LAB_ARGS=... for more options)
 	@$(BIN)/jupyter lab --config=.jupyter/jupyter_lab_config.py $(LAB_ARGS)

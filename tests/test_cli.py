@@ -3,10 +3,13 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from within.context import Context
+from within.ml.registry import ModelRegistry
 from within.settings import project_root
 
 ROOT = project_root(Path(__file__).parent)
@@ -104,6 +107,17 @@ def test_if_changed_runs_once_and_then_says_why_not(home, tmp_path):
     assert len(list((home / "runs").iterdir())) == 3
     assert retrain("--run", "20231001-ad_score_predictor-0000", "--if-changed").returncode == 2
     assert "did you mean 'training'" in retrain("--profile", "trainig").stderr
+
+
+@pytest.mark.slow
+def test_a_champion_whose_training_days_nobody_recorded_can_be_replaced(home):
+    with closing(Context.open()) as ctx:
+        registry = ModelRegistry(ctx)
+        registry.register_model(registry.load("ad_score_predictor", "2.1.0"), "ad_score_predictor", "2.1.1")   # as somebody brings a model along
+        registry.set_alias("ad_score_predictor", "champion", "2.1.1")
+    argv = [sys.executable, "-c", "from within.cli import main; main()", "retrain", "ad_score_predictor", "--until", "trigger"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"}, timeout=300)
+    assert done.returncode == 0 and "error" not in done.stdout and ("✓ trigger" in done.stdout or "✗ trigger" in done.stdout), done.stdout
 
 
 def test_the_shipped_workflows_call_what_exists():

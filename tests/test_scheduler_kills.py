@@ -9,8 +9,8 @@ the scheduler is a process of its own, its runs are `within retrain`, their stag
 `TEST_KILLS=200` kills at 200 random moments (20 otherwise); `TEST_SWEEP=all` kills after each write of a life in turn (a few of them otherwise).
 
 What is compared: the ledger as (simulated time, kind, subject, outcome), in order of time; the rows of the store; what monitors measured; the outbox;
-the uses of the standing approval; the chain; processes left over. Left out of the ledger, because a second attempt is by nature another one: `superseded` (the files
-of a stage's attempt that was cut off were set aside)."""
+the uses of the standing approval; the chain; processes left over. Left out of the ledger, because a second attempt is by nature another one:
+`superseded` (the files of a stage's attempt that was cut off were set aside)."""
 from __future__ import annotations
 
 import json

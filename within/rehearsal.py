@@ -55,11 +55,11 @@ def differences(before: ModelPolicy, after: ModelPolicy) -> dict[str, tuple[Any,
     return {k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)}
 
 # %% ../nbs/lib/754_rehearsal.ipynb #d73bead6
-SMALL = {"minimums.samples": 200, "search.rows": 500}   # row counts that shrink with the world, and the least they become
+SMALL = {"minimums.samples": 200, "minimums.units": 100, "search.rows": 500}   # counts that shrink with the world, and the least they become
 
 
 def fitted(policy: ModelPolicy, body: dict, scale: float) -> dict: # body: of the policy's file
-    "The body with row counts that a world of this scale can meet."
+    "The body with counts of rows and units that a world of this scale can meet."
     told, body = flat(policy.model_dump(mode="json", by_alias=True)), dict(body)
     for key, least in SMALL.items():
         part, name = key.split(".")
