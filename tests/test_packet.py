@@ -14,6 +14,7 @@ from conftest import move_home, variables
 from within import ledger
 from within.errors import Conflict, InvalidInput, NotApproved, StageNotReady
 from within.files import write_json
+from within.ml.catches import SHIPPED
 from within.ml.deployment import standing
 from within.ml.explain import explained, segment_table, shuffled, strangeness, strangest_cases
 from within.ml.registry import ModelRegistry
@@ -157,6 +158,8 @@ def test_the_packet_says_what_is_new_in_the_rows(reviewed):
     for said in ("training rows", snapshot, "2023-01-01 to 2023-09-30", "Jensen-Shannon", "in quarantine", "whose outcome has not come"):
         assert said in html, said
     assert "historical_metrics.cpc_30d" in html and "columns moved" in html
+    gates = html[html.index("Can these gates fail?"):html.index("Model card")]
+    assert "target_shift" in gates and "0 of 5" in gates and gates.count("shipped") == len(SHIPPED), "what stands behind the gates"
 
 
 def test_a_page_that_nobody_could_send_is_refused(rows, bodies, reviewed, monkeypatch):

@@ -6,7 +6,8 @@
 __all__ = ['CARD', 'SHOWN', 'STATES', 'VOID', 'DRAWN', 'MOST_BYTES', 'Claim', 'claim', 'model_card', 'vouched', 'believed',
            'figures', 'drifted', 'quarantined', 'unsettled', 'span', 'percent', 'bar', 'importance', 'segments',
            'cases', 'changes', 'data_changes', 'interval_drawn', 'fairness', 'signatures', 'voided', 'still_open',
-           'state_of', 'section', 'packet_page', 'packet_links', 'write_packet', 'refresh_packets', 'stage_packet']
+           'state_of', 'section', 'proofs', 'packet_page', 'packet_links', 'write_packet', 'refresh_packets',
+           'stage_packet']
 
 # %% ../../nbs/lib/721_runs.packet.ipynb #368fd62b
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,6 +73,7 @@ def figures(ctx: Context, folder: RunFolder, bodies: Mapping[str, Mapping]) -> d
     "What `ml.explain` says of the run's model and its champion on the test rows, and what is new in the rows; kept in the run's folder."
     place, out = folder.path / "files" / "packet.json", bodies["register"]["outputs"]
     if believed(ctx, folder, place) and (kept := read_json(place))["digest"] == out["digest"]: return kept
+    from within.ml.catches import seen_to_fail
     from within.ml.evaluation import error_metric, not_learned_from
     from within.ml.explain import explained
     from within.ml.registry import ModelRegistry
@@ -89,7 +91,7 @@ def figures(ctx: Context, folder: RunFolder, bodies: Mapping[str, Mapping]) -> d
         found["notes"] = [*found["notes"], f"The champion may have learned from some of these rows (up to {until}); they are not set aside, which favours it."]
     about = {"digest": out["digest"], "champion": out.get("champion", ""), "champion settings": before.parameters if before else {},
              "champion data": before.training_data_info if before else {}, "drift": drifted(registry, before, train),
-             "quarantined": quarantined(ctx, prepared.get("dataset", ""))}
+             "quarantined": quarantined(ctx, prepared.get("dataset", "")), "proofs": seen_to_fail(ctx, info.name).to_dict()}
     write_json(place, found := {**found, **about})
     return found
 
@@ -259,6 +261,15 @@ DRAWN = """td:first-child{white-space:normal}td:nth-child(3){min-width:0}th,td{p
 def section(title: str, lead: str, *parts: str) -> str: return f"<section><h2>{text(title)}</h2><p>{text(lead)}</p>{''.join(parts)}</section>"
 
 
+def proofs(found: Mapping) -> str: # of `SeenToFail`
+    "What each gate has been seen to catch; nothing for a packet that was written before this was kept."
+    rows = [(p["gate"], "yes" if p["gate"] in found["required"] else "", ", ".join(p["faults"]) or "nothing", f"{p['fired']} of {p['draws']}",
+             p["source"]) for p in found.get("proofs", ())]
+    lead = "A gate that was never seen to fail proves nothing by passing; one that fires where there is no fault says little by failing."
+    head = ("gate", "required", "has been seen to catch", "fires with no fault", "proof")
+    return section("Can these gates fail?", lead, table(head, rows, "faults that were planted on purpose")) if rows else ""
+
+
 def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, signed: Sequence[SignOff], links: Sequence[tuple[str, str]] = ()) -> str:
     "The whole packet as HTML."
     card, bad = model_card(bodies), unsettled(bodies)
@@ -272,6 +283,7 @@ def packet_page(run: str, bodies: Mapping[str, Mapping], found: Mapping, signed:
              section("Whom it serves", "Mean error is answer minus outcome.", segments(found), fairness(bodies["validate"])),
              section("Cases worth a look", "Bad data, or cases that the model does not know?", cases(found["worst"], "largest errors"),
                      cases(found["strangest"], "least like the training rows")),
+             proofs(found.get("proofs") or {}),
              section("Model card", "Each line rests on an entry of the ledger.",
                      table(("", "what the ledger says", "entry"), [(c.topic, c.said, Markup(f"#{c.entry}")) for c in card], "model card")),
              section("Signatures", "A signature is for exactly these bytes; the author cannot give it.",
