@@ -100,7 +100,7 @@ def test_the_command_shows_the_figures_and_writes_the_page(ctx):
         argv = [sys.executable, "-c", "from within.cli import main; main()", *arguments]
         return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, env=env, timeout=60)
     shown, written, nobody = within("monitor", "ads"), within("monitor", "ads", "--page"), within("monitor", "nobody")
-    assert shown.returncode == 0 and "latency_p95" in shown.stdout and "unbounded" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and "latency_p95" in shown.stdout and "unbounded" in shown.stdout and "2.2.0 is failed: " in shown.stdout, shown.stderr
     assert Path(written.stdout.strip()).read_text().startswith("<!doctype html>") and nobody.returncode == 2 and "Traceback" not in nobody.stderr
 
 

@@ -71,13 +71,24 @@ def test_a_healthy_version_is_watched_and_nobody_is_woken(frozen):
     frozen.clock.advance(parse_duration("3d"))
     collecting = m.check()
     assert collecting.phase is Phase.RUNNING and "collecting the baseline" in collecting.reason
-    frozen.clock.advance(parse_duration("11d"))
+    frozen.clock.advance(parse_duration("4d"))
+    assert "collecting the baseline" in m.check().reason, "at its very end nothing lies behind it yet"
+    frozen.clock.advance(parse_duration("7d"))
     status = m.check()
     assert status.phase is Phase.INCONCLUSIVE, "its time is over, and nothing was logged that importances could be told from: a person must look"
     phases = dict(zip(METRICS, [Phase.PASSED] * 4 + [Phase.INCONCLUSIVE], strict=True))
     assert {v.gate: v.phase for v in status.verdicts} == {f"monitor.{n}": p for n, p in phases.items()}, status.reason
     assert not status.alerts and frozen.store.find("alert") == [] and len(status.table()) == 5
     assert frozen.store.observations(f"monitor:{status.id}", "accuracy")
+
+
+def test_an_intensive_time_that_ends_with_the_baseline_leaves_no_day_without_traffic(frozen):
+    m = monitor(frozen, duration="7d")
+    m.start()
+    play(frozen, START, 9)
+    for after in ("7d", "1h", "12h", "12h", "1h"):
+        frozen.clock.advance(parse_duration(after))
+        assert "no traffic" not in m.check().reason, after
 
 
 @pytest.mark.parametrize(("bad", "metric"), [({"right": 0.75}, "accuracy"), ({"failed": 0.05}, "error_rate"), ({"ms": 900.0}, "latency_p95"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AXIS', 'seen', 'alarms', 'panel', 'monitor_picture', 'last_look', 'section', 'monitor_page', 'write_monitor_page',
-           'monitor_rows']
+           'monitor_lines', 'monitor_rows']
 
 # %% ../nbs/lib/736_monitor_page.ipynb #51691ef4
 import base64
@@ -119,6 +119,12 @@ def write_monitor_page(ctx: Context, model: str) -> Path:
     "Write the page under the home; returns its path."
     page = monitor_page(ctx, model)
     return write_text(ctx.path("monitors", f"{model}.html"), page)
+
+
+def monitor_lines(ctx: Context, model: str) -> list[str]:
+    "A sentence for each of a model's monitors: its phase and why, also of what could not be told."
+    rows = [r for r in ctx.store.find("monitor") if r.body.get("model") == model]
+    return [": ".join(filter(None, (f"{r.body['version']} is {r.body.get('phase', 'pending')}", r.body.get("reason")))) for r in rows]
 
 
 def monitor_rows(ctx: Context, model: str) -> list[tuple]:

@@ -259,10 +259,10 @@ def plan(b: dict, now: datetime, every: timedelta, later: timedelta) -> Plan: # 
     "Which rows a look at `now` judges."
     start = parse_time(b["started_at"])
     period, ends = timedelta(seconds=b["baseline_s"]), start + timedelta(seconds=b["duration_s"])
-    until, complete, over = start + period, now >= start + period, now >= ends
-    intensive = now < max(ends, until) + later
+    until, complete, over = start + period, now > start + period, now >= ends   # at the very end of the baseline nothing lies behind it yet
+    intensive = ends > until and now < ends + later
     begun = max(ends, until) + period * max(0, (now - max(ends, until) - later) // period)
-    recent = (start - period, min(now, ends)) if not complete else (until, min(now, max(ends, until))) if intensive else (begun, now)
+    recent = (start - period, min(now, ends)) if not complete else (until, min(now, ends)) if intensive else (begun, now)
     return Plan(start, until, ends, recent, now + (later if over else every), complete, intensive, over)
 
 # %% ../nbs/lib/530_monitoring.ipynb #c36c3301

@@ -192,8 +192,10 @@ def try_channel(channel: Annotated[str, typer.Argument(help="A channel of config
 def monitor(model: Annotated[str, typer.Argument(help="A model that is watched.", autocompletion=completed(routed_models))],
             page: Annotated[bool, typer.Option("--page", help="Write the page with the timelines, and say where it is.")] = False) -> None:
     "Show what the last looks at a released model found: figures with their bands and limits."
-    from within.monitor_page import monitor_rows, write_monitor_page
+    from within.monitor_page import monitor_lines, monitor_rows, write_monitor_page
+    from within.oncall import safe
     ctx = open_context()
     if page: return typer.echo(write_monitor_page(ctx, model))
     if rows := monitor_rows(ctx, model): print_table(("version", "metric", "verdict", "value", "low", "high", "limit", "rows"), rows)
     else: typer.echo("no look has found figures yet")
+    for line in monitor_lines(ctx, model): typer.echo(safe(line))
