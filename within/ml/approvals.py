@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_PER_MONTH', 'LONGEST', 'bound_digest', 'schedule_row', 'policy_in_force', 'StandingApproval', 'standing_of',
-           'checked_words', 'give_standing', 'same', 'revoke_standing', 'uses_of', 'used_this_month', 'freeze_now',
-           'freeze_end', 'rolled_back_at', 'against_schedule', 'against_standing', 'against_now', 'policy_of',
-           'use_standing']
+           'checked_words', 'give_standing', 'same', 'revoke_standing', 'uses_of', 'is_use', 'used_this_month',
+           'freeze_now', 'freeze_end', 'rolled_back_at', 'against_schedule', 'against_standing', 'against_now',
+           'policy_of', 'use_standing']
 
 # %% ../../nbs/lib/305_ml.approvals.ipynb #d2e39d1c
 import os
@@ -118,6 +118,12 @@ def uses_of(ctx: Context, model: str) -> list[dict]:
     "Every use of a model's standing approvals, oldest first: run, model_id, digest, standing, at."
     row = ctx.store.get("standing", model)
     return list(row.body["uses"]) if row else []
+
+
+def is_use(ctx: Context, approval: Any) -> bool: # an `Approval`
+    "Whether it was given in the name of a standing one, and nobody has said anything since."
+    facts = {"model_id": approval.model_id, "digest": approval.digest, "at": iso(approval.at)}
+    return any(facts.items() <= u.items() for u in uses_of(ctx, approval.model_id.partition("@")[0]))
 
 
 def used_this_month(uses: list[dict], now: datetime) -> int:

@@ -109,8 +109,11 @@ def validated_decision(result: Any) -> Decision:
 
 def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: str = "", packet: Any = None) -> Decision:
     "Passed, declined or waiting, from the last word about exactly these bytes (and those of the control, if there is one); `packet`: the page that was read."
+    from within.ml.approvals import is_use
     from within.ml.registry import ModelRegistry
     registry = ModelRegistry(stage.ctx)
+    def automatically(yes: Any) -> Decision:
+        return Decision(Phase.PASSED, f"approved automatically: {yes.note}", {**evidence, "approval": approval_of(yes)}, measured, outputs)
     said = {i: registry.decision(i) for i in (model_id, control_id) if i}
     no, silent, outputs = [a for a in said.values() if a and not a.approved], [i for i, a in said.items() if a is None], {"model_id": model_id}
     changed = [i for i in said if not is_whole(registry, i)]
@@ -122,7 +125,7 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
     automatic = stage.folder.intention.get("automatic") if stage.folder else None
     if silent and automatic:
         yes, why, until = approved_in_advance(stage, model_id, silent)
-        if yes: return Decision(Phase.PASSED, f"approved automatically: {yes.note}", {**evidence, "approval": approval_of(yes)}, measured, outputs)
+        if yes: return automatically(yes)
     if silent:
         signed = registry.sign_offs(silent[0])
         if before := before_final(signed, registry.together(silent[0])): left, option = f" ({before})", " --review NAME"
@@ -131,6 +134,7 @@ def review_decision(stage: Stage, model_id: str, evidence: Mapping, control_id: 
         asked = f"waiting for approval of {' and '.join(silent)}{left}" + (f", a person's: {why}" if automatic else "")
         return Decision(Phase.WAITING, asked, dict(evidence), measured, {**outputs, "needs": needs, **({"until": until} if automatic and until else {})})
     yes = said[model_id]
+    if is_use(stage.ctx, yes): return automatically(yes)   # the attempt that used it was cut off
     kept = {"approval": approval_of(yes), "reviews": {s.review: f"{s.state} by {s.reviewer}" for s in registry.sign_offs(model_id) if s.given}}
     return Decision(Phase.PASSED, str(yes), {**evidence, **kept}, measured, outputs)
 
