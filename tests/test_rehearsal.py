@@ -127,6 +127,13 @@ def test_the_same_days_lived_twice_are_the_same_and_the_bad_challenger_is_caught
     assert not [k for k in os.environ if os.environ[k] == AUTHOR]
 
 
+def test_when_one_life_cannot_begin_the_other_ends_too(tmp_path):
+    (tmp_path / "kept/life-1").mkdir(parents=True)
+    (tmp_path / "kept/life-1/mine").touch()
+    with pytest.raises(Conflict, match="holds something already"): soak([MODEL], 90, 0.02, keep=tmp_path / "kept")
+    assert_nothing_runs(tmp_path / "kept/life-2/home")
+
+
 def test_plants_of_the_soak_begin_within_its_days():
     assert {p.model for p in planted_for([MODEL], 90)} == {MODEL} and all(0 <= p.day < 90 for p in planted_for([MODEL], 90))
     assert Schedule().approve_after is None, "after a rollback nobody gives a standing approval anew unless it is asked for"

@@ -8,9 +8,10 @@ __all__ = ['PLANTS', 'planted_for', 'parted', 'SoakReport', 'one_life', 'soak', 
 # %% ../nbs/lib/758_soak.ipynb #e20bf957
 import argparse
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +20,7 @@ from .errors import WithinError
 from .rehearsal import WORLD, RehearsalReport, Schedule, checked_days, checked_models, live
 from .rehearsal_faults import Fault, Plant
 from .rehearsal_page import event_rows, write_page
+from .serving.wire import die_with
 from .verdicts import Record
 
 # %% ../nbs/lib/758_soak.ipynb #15e17cb7
@@ -69,7 +71,8 @@ class SoakReport(Record):
 
 
 def one_life(n: int, models: tuple[str, ...], days: int, scale: float, seed: int, schedule: Schedule, keep: Path | None) -> RehearsalReport:
-    "The n-th life; its days are told on stderr."
+    "The n-th life, in a process of its own; its days are told on stderr."
+    die_with(os.getppid())
     tell = lambda text: print(f"life {n}: {text}", file=sys.stderr, flush=True)   # noqa: E731
     return live(models, {}, planted_for(models, days), days, scale, seed, keep and keep / f"life-{n}", schedule, tell)
 
@@ -80,7 +83,12 @@ def soak(models: Iterable[str] = WORLD, days: int = 90, scale: float = 1.0, seed
     given = checked_models(models), checked_days(days), scale, seed, schedule, keep and Path(keep)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as both:
         lives = [both.submit(one_life, n, *given) for n in (1, 2)]
-        return SoakReport(*(one.result() for one in lives), schedule.per_month)
+        try:
+            wait(lives, return_when=FIRST_EXCEPTION)
+            return SoakReport(*(one.result() for one in lives if one.done()), schedule.per_month)
+        finally:
+            if not all(one.done() for one in lives):   # one broke, or somebody interrupts: the other has nothing to be compared with
+                for life in multiprocessing.active_children(): life.terminate()
 
 
 # %% ../nbs/lib/758_soak.ipynb #7bc2b9e7
