@@ -120,7 +120,7 @@ def write_monitor_page(ctx: Context, model: str) -> Path:
     page = monitor_page(ctx, model)
     return write_text(ctx.path("monitors", f"{model}.html"), page)
 
-
+# %% ../nbs/lib/736_monitor_page.ipynb #8e63cf5f
 def monitor_lines(ctx: Context, model: str) -> list[str]:
     "A sentence for each of a model's monitors: its phase and why, also of what could not be told."
     rows = [r for r in ctx.store.find("monitor") if r.body.get("model") == model]

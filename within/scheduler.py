@@ -118,7 +118,7 @@ def unapproved(body: Mapping) -> bool:
     waits = body.get("phase") == Phase.WAITING and not body.get("paused")
     return not body.get("asking") and (waits or str(body.get("reason", "")).startswith("waits for approval at"))
 
-
+# %% ../nbs/lib/738_scheduler.ipynb #bdcaaceb
 def given_to_users(ctx: Context) -> list[tuple]:
     "(environment, model, version, since, when it was taken back or '', why) of every rollout that began and every deployment that answered."
     rollouts, placed = [r for r in ctx.store.find("rollout") if r.body.get("step")], ctx.store.find("deployment")
@@ -139,7 +139,7 @@ def taken_back(ctx: Context) -> list[Asked]:
         found[where, model, version] = Asked(f"{where}-{model}-{version}", model, "rollback", said)
     return list(found.values())
 
-
+# %% ../nbs/lib/738_scheduler.ipynb #755f3c46
 def asked(ctx: Context) -> list[Asked]:
     "What waits for a person, rollouts first, what was taken back last."
     living = [r for r in ctx.store.find("rollout") if r.body.get("phase") not in (Phase.PASSED, Phase.FAILED)]

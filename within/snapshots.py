@@ -105,8 +105,7 @@ class Rows(Record):
     def to_arrow(self, columns: Iterable[str] | None = None) -> pa.Table:
         "The asked columns (default: all) as Arrow; an unknown name is `InvalidInput`."
         names = list(self.columns if columns is None else columns)
-        for name in names:
-            if name not in self.columns: raise unknown("column", name, self.columns)
+        if absent := [n for n in names if n not in self.columns]: raise unknown("column", absent[0], self.columns)
         table = pq.read_table(self.path, columns=names)
         return table if self.row_ids is None else table.take(pa.array(self.row_ids))
 
@@ -118,8 +117,7 @@ class Rows(Record):
     def to_batches(self, columns: Iterable[str] | None = None, rows: int = 65536) -> Iterator[pd.DataFrame]:
         "Frames of at most `rows` rows, in order, without holding the rest."
         names, wanted, start = list(self.columns if columns is None else columns), self.row_ids, 0
-        for name in names:
-            if name not in self.columns: raise unknown("column", name, self.columns)
+        if absent := [n for n in names if n not in self.columns]: raise unknown("column", absent[0], self.columns)
         for batch in pq.ParquetFile(self.path).iter_batches(batch_size=rows, columns=names):
             ids = None if wanted is None else wanted[np.searchsorted(wanted, start):np.searchsorted(wanted, start + len(batch))] - start
             start += len(batch)
@@ -133,9 +131,9 @@ class Rows(Record):
 
     def facts(self) -> dict:
         "What a person wants to see first."
-        times = {"from": str(self.span[0].date()), "to": str(self.span[1].date())} if self.span else {}
+        days = {"from": str(self.span[0].date()), "to": str(self.span[1].date())} if self.span else {}
         roles = {"features": len(self.features), "target": self.target, "category": self.category}
-        return {"rows": f"{len(self):,}", **times, **roles, "snapshot": self.snapshot[:12]}
+        return {"rows": f"{len(self):,}", **days, **roles, "snapshot": self.snapshot[:12]}
 
     def __repr__(self) -> str: return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.facts().items() if v is not None)})"
 
