@@ -31,16 +31,16 @@ from .verdicts import Record
 class Fault(StrEnum):
     "An accident that a rehearsal can plant; closed."
     BAD_CHALLENGER = "bad_challenger"  # the outcomes that the next run learns from belong to other rows
-    LATENCY_CREEP = "latency_creep"    # a new version answers later from day to day, once it is rolled out
+    LATENCY_CREEP = "latency_creep"    # a new version answers a little later when it is rolled out, and much later from the next day on
     LABEL_DELAY = "label_delay"        # outcomes of requests become known ten days later than they used to
     TRAFFIC_STOP = "traffic_stop"      # nobody asks any more
 
 
 SENTENCES = {Fault.BAD_CHALLENGER: "the outcomes of the table that the next run learns from are dealt out anew among its rows",
-             Fault.LATENCY_CREEP: "the next version that is rolled out answers 80 ms later each day",
+             Fault.LATENCY_CREEP: "the next version that is rolled out answers a little later on its first day and much later from the second day on",
              Fault.LABEL_DELAY: "outcomes of requests become known ten days later than before",
              Fault.TRAFFIC_STOP: "no request comes any more"}
-CREEP_MS, LATE_DAYS = 80, 10
+CREEP_MS, LATE_DAYS = (10, 400), 10   # the first day, and every further one
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ class Accidents:
         if plant not in self.begun:
             if not (living := [b for b in rollouts if b["phase"] not in ("passed", "failed")]): return
             self.creeping[plant] = living[-1]["version"]
-            self.begin(plant, f"{plant.model}@{living[-1]['version']} answers {CREEP_MS} ms later each day")
-        days = (self.ctx.now() - self.begun[plant]).days + 1
+            self.begin(plant, f"{plant.model}@{living[-1]['version']} answers {CREEP_MS[0]} ms later today and {CREEP_MS[1]} ms from tomorrow on")
+        late = CREEP_MS[(self.ctx.now() - self.begun[plant]) >= timedelta(days=1)] / 1000
         over = plant.until is not None and self.day() >= plant.until
-        self.wires.slow(plant.model, self.creeping[plant], 0.0 if over else CREEP_MS * days / 1000)
+        self.wires.slow(plant.model, self.creeping[plant], 0.0 if over else late)
 
     @contextlib.contextmanager
     def spoiling(self, learning: set[str]) -> Iterator[None]: # learning: models whose run takes its rows meanwhile
