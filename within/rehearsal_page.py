@@ -105,7 +105,7 @@ def rehearsal_page(report: RehearsalReport) -> str:
     drawn = base64.b64encode(png(timeline(report))).decode()
     changed = table(("key", "in force", "rehearsed"), [(k, a, b) for k, (a, b) in report.changed.items()], "what differs from the policy in force")
     head = ("when", "what", "about", "came to", "why")
-    runs = [(run, iso(a)[:10], iso(b)[:10], word, why[:300]) for run, a, b, word, why in runs_of(report)]
+    runs = [(run, iso(a)[:10], "" if word == "running" else iso(b)[:10], word, why[:300]) for run, a, b, word, why in runs_of(report)]
     first, *rest = report.sentences
     about = f"{report.days} simulated days from {FIRST}, a world of scale {report.scale:g}, seed {report.seed}"
     return f"""<!doctype html>
