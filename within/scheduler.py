@@ -104,7 +104,7 @@ def look_at(ctx: Context, item: Due) -> str:
 @dataclass(frozen=True)
 class Asked(Record):
     "A question that a person has to answer."
-    subject: str  # id of the rollout, run or deployment
+    subject: str  # id of the rollout or run; of a rollback: environment, model and version
     model: str
     what: str     # approval, look, model (its approval), review, rollback
     reason: str   # and how it is answered
