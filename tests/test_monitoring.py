@@ -244,3 +244,49 @@ def test_misuse(frozen):
     with pytest.raises(UnknownModel): PostDeploymentMonitor("nobody", "1.0.0", ctx=frozen)
     with pytest.raises(UnknownModelVersion): PostDeploymentMonitor(MODEL, "9.9.9", ctx=frozen)
     with pytest.raises(StageNotReady, match="call start"): monitor(frozen).check()
+
+
+GAPS = ["accuracy", "request_gap", "outcome_lag"]
+
+
+def test_requests_that_stop_are_told_once_and_resolved_when_they_come_again(frozen):
+    m = monitor(frozen, metrics=GAPS)
+    m.start()
+    play(frozen, START, 9)
+    frozen.clock.advance(parse_duration("9d"))
+    assert m.check().alerts == ()
+    frozen.clock.advance(parse_duration("2d"))
+    silent = [m.check() for _ in range(3)][-1]
+    assert silent.phase is Phase.FAILED and silent.alerts == (f"{m.id}:request_gap",) and "48" in silent.reason, silent.reason
+    assert len(list(frozen.path("outbox").glob("*.json"))) == 2, "one message a channel"
+    frozen.clock.advance(parse_duration("10d"))
+    assert m.check().phase is Phase.FAILED, "the stretch that is judged has no row at all by now"
+    play(frozen, frozen.now(), 0.5, seed=1)
+    frozen.clock.advance(parse_duration("12h"))
+    assert m.check().alerts == () and frozen.store.get("alert", f"{m.id}:request_gap").body["phase"] == "resolved"
+
+
+def test_a_version_that_nobody_ever_asks_is_told_after_the_same_time(frozen):
+    m = monitor(frozen, metrics=GAPS)
+    assert m.start().phase is Phase.WAITING
+    frozen.clock.advance(parse_duration("24h"))
+    assert m.check().phase is Phase.WAITING
+    frozen.clock.advance(parse_duration("1h"))
+    assert m.check().phase is Phase.FAILED and "no request has come" in m.check().reason
+
+
+@pytest.mark.parametrize(("late", "phase"), [(2, Phase.PASSED), (6, Phase.FAILED)])
+def test_outcomes_that_come_later_than_they_used_to_are_told(frozen, late, phase):
+    m = monitor(frozen, metrics=GAPS)
+    m.start()
+    play(frozen, START, 7)
+    at, log = START + pd.Timedelta(days=7), PredictionLog(frozen, "production")
+    rows = [{"id": f"late-{i}", "at": iso(at + pd.Timedelta(hours=i)), "environment": "production", "model": MODEL, "version": "2.1.0", "variant": "default",
+             "role": "live", "unit": f"u{i}", "output": 60.0, "latency_ms": 3.0, "error": None} for i in range(24 * 12)]
+    log.append(rows), log.append_feedback([{"id": r["id"], "kind": "outcome", "value": 60.0, "at": iso(parse_time(r["at"]) + pd.Timedelta(days=late))}
+                                           for r in rows]), log.close()
+    frozen.clock.advance(parse_duration("5d"))
+    assert [v.phase for v in m.check().verdicts if v.gate == "monitor.outcome_lag"] == [Phase.INCONCLUSIVE], "what is usual is not known yet"
+    frozen.clock.advance(parse_duration("10d"))
+    found = next(v for v in m.check().verdicts if v.gate == "monitor.outcome_lag")
+    assert found.phase is phase and found.rows > 0, found.reason

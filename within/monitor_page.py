@@ -38,7 +38,7 @@ def alarms(ctx: Context, id: str) -> list[tuple[datetime, str, str, str]]: # (at
 
 # %% ../nbs/lib/736_monitor_page.ipynb #8a18db32
 AXIS = {"accuracy": "share right", "user_feedback": "share content", "error_rate": "share of errors", "latency_p95": "ms", "latency_p99": "ms",
-        "prediction_drift": "bits", "feature_importance_stability": "rank correlation"}
+        "prediction_drift": "bits", "feature_importance_stability": "rank correlation", "request_gap": "hours", "outcome_lag": "days"}
 
 
 def panel(axes: Any, metric: str, looks: list[dict], opened: list[datetime]) -> None:

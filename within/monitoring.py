@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'COLUMNS', 'UNITS', 'SAMPLED', 'checked_names', 'Band', 'share_band', 'quantile_band', 'live_rows',
            'band_of', 'limits', 'against', 'limit_for', 'judged', 'slopes', 'drift_bounds', 'unit_effect',
            'prediction_drift', 'asked_rows', 'importance_stability', 'MonitorStatus', 'look', 'serves_users', 'Plan',
-           'plan', 'checked', 'no_longer', 'summary', 'remembered', 'PostDeploymentMonitor']
+           'plan', 'gaps', 'checked', 'no_longer', 'summary', 'remembered', 'PostDeploymentMonitor']
 
 # %% ../nbs/lib/530_monitoring.ipynb #6078a689
 import contextlib
@@ -29,13 +29,14 @@ from .ml.registry import ModelRegistry
 from .observations import PredictionLog
 from .policies import load_alerts
 from .serving.routes import current
+from .silence import GAPS, outcome_lag, request_gap, usual_lag
 from .stats import js_divergence, js_interval, proportion_confseq
 from .stats.sequential import boundary
 from .verdicts import Phase, Record, Verdict
 from .windows import parse_duration
 
 # %% ../nbs/lib/530_monitoring.ipynb #544c428a
-METRICS = ("accuracy", "user_feedback", "error_rate", "latency_p95", "latency_p99", "prediction_drift", "feature_importance_stability")
+METRICS = ("accuracy", "user_feedback", "error_rate", "latency_p95", "latency_p99", "prediction_drift", "feature_importance_stability", *GAPS)
 
 
 def checked_names(what: str, given: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -74,9 +75,10 @@ def quantile_band(values: pd.Series, level: float, alpha: float = 0.05) -> Band:
     return Band(float(np.quantile(known, level)), float(known[max(0, math.floor(low * n) - 1)]), float(known[top]) if top < n else math.inf, n)
 
 # %% ../nbs/lib/530_monitoring.ipynb #98f331f3
-def live_rows(ctx: Context, environment: str, model: str, version: str, since: datetime, until: datetime, score_threshold: float) -> pd.DataFrame:
+def live_rows(ctx: Context, environment: str, model: str, version: str, since: datetime, until: datetime, score_threshold: float,
+              known_at: datetime | None = None) -> pd.DataFrame: # known_at: None is now
     "Live predictions of a version with columns at, output, latency_ms, failed, right, content (missing while unknown), unit."
-    log = PredictionLog(ctx, environment).matured(since, until, model, ctx.now())
+    log = PredictionLog(ctx, environment).matured(since, until, model, known_at or ctx.now())
     log = log[(log["version"] == version) & (log["role"] == "live")]
     known, fine = log["outcome"].notna() & log["output"].notna(), log["error"].isna()
     right = ((log["output"] >= score_threshold) == (log["outcome"] >= score_threshold)).astype(float).where(known)
@@ -223,7 +225,7 @@ def look(metrics: Iterable[str], baseline: pd.DataFrame, recent: pd.DataFrame, c
          importance: Callable[[], Verdict] | None = None) -> list[Verdict]:
     "Verdicts on each metric of `recent` against the policy's limits and, once it is complete, the baseline."
     out = []
-    for m in metrics:
+    for m in (m for m in metrics if m not in GAPS):
         if m == "feature_importance_stability":
             why = f"{m} is told against the baseline, which is still being collected"
             out.append(importance() if complete and importance else Verdict(f"monitor.{m}", Phase.INCONCLUSIVE, why))
@@ -265,6 +267,24 @@ def plan(b: dict, now: datetime, every: timedelta, later: timedelta) -> Plan: # 
     recent = (start - period, min(now, ends)) if not complete else (until, min(now, ends)) if intensive else (begun, now)
     return Plan(start, until, ends, recent, now + (later if over else every), complete, intensive, over)
 
+# %% ../nbs/lib/530_monitoring.ipynb #b7d3f210
+def gaps(ctx: Context, b: dict, p: Plan, policy: Any) -> list[Verdict]: # b: a monitor's row, p: its plan for now
+    "What the monitor says of silence, for those of its metrics that are about it."
+    now, longest, later = ctx.now(), *(parse_duration(t) for t in (policy.monitoring.longest_silence, policy.monitoring.outcomes_later))
+    def rows(since: datetime, until: datetime, known_at: datetime) -> pd.DataFrame:
+        return live_rows(ctx, b["environment"], b["model"], b["version"], since, until, policy.score_threshold, known_at)
+    found = []
+    if "request_gap" in b["metrics"]:
+        since = max(p.start, now - 2 * longest)
+        found.append(request_gap(rows(since, now, now)["at"], since, now, longest))
+    if "outcome_lag" in b["metrics"]:
+        then = rows(p.start, p.until, p.until) if p.complete else None
+        usual = usual_lag(then.loc[then["right"].notna(), "at"], p.until) if then is not None else None
+        asked = rows(now - (usual or timedelta()) - later, now, now)
+        answered = asked[asked["failed"] == 0]   # what was not answered can be neither right nor wrong
+        found.append(outcome_lag(answered.assign(known=answered["right"].notna()), now, usual, later))
+    return found
+
 # %% ../nbs/lib/530_monitoring.ipynb #c36c3301
 def checked(ctx: Context, id: str) -> MonitorStatus:
     "Look, open and resolve alerts, remember the phase. Raises `StageNotReady` for a monitor that was never started."
@@ -277,13 +297,14 @@ def checked(ctx: Context, id: str) -> MonitorStatus:
     serves = serves_users(ctx, *told)
     recent = live_rows(ctx, *told, *p.recent, policy.score_threshold) if serves else pd.DataFrame()
     if not p.complete and len(recent) and (recent["at"] >= p.start).any(): recent = recent[recent["at"] >= max(p.start, now - (p.until - p.start))]
-    if recent.empty:
+    missing = gaps(ctx, b, p, policy) if serves else []
+    if recent.empty and not any(v.phase is Phase.FAILED for v in missing):
         why = f"{b['model']} {b['version']} has no traffic in {b['environment']}; nothing to watch"
         if not serves: no_longer(ctx, id, why)
         return remembered(ctx, row, MonitorStatus(id, Phase.WAITING, why, **facts))
     baseline = live_rows(ctx, *told, p.start, p.until, policy.score_threshold) if p.complete else recent[:0]
     importance = lambda: importance_stability(ctx, b, (p.start, p.until), p.recent, policy.monitoring.importance_stability)   # noqa: E731
-    verdicts = look(b["metrics"], baseline, recent, p.complete and not baseline.empty, policy, importance)
+    verdicts = [*(look(b["metrics"], baseline, recent, p.complete and not baseline.empty, policy, importance) if len(recent) else ()), *missing]
     alerts = tuple(open_alert(ctx, id, v, b["alert_channels"]) for v in verdicts if v.phase is Phase.FAILED)
     for v in verdicts:
         if v.passed: resolve_alert(ctx, id, v)

@@ -126,6 +126,7 @@ class GatePolicy(Policy):
     fairness_variation: Share = 0.10    # between segments, relative
     minimum_segment_rows: Count = 200   # smaller ones are drawn towards the whole, named, and judged together
     intersections_required: bool = False   # whether an intersection that cannot be told holds a model up; one shown to be worse fails
+    baseline_if_unreadable: bool = False   # whether beating the baseline is enough where the champion cannot read the rows
     thresholds: dict[str, Limit] = {}
     suites: tuple[Literal[SUITES], ...] = SUITES
     required_suites: tuple[Literal[SUITES], ...] = ("performance", "fairness")
@@ -258,10 +259,12 @@ class MonitoringPolicy(Policy):
     "What is watched after a release."
     baseline_period: Duration = "7d"
     intensive_duration: Duration = "14d"
-    metrics: tuple[Name, ...] = ("accuracy", "latency_p95", "error_rate", "prediction_drift", "feature_importance_stability")
+    metrics: tuple[Name, ...] = ("accuracy", "latency_p95", "error_rate", "prediction_drift", "feature_importance_stability", "request_gap", "outcome_lag")
     alert_channels: tuple[str, ...] = ("slack-ml-team", "email-ml-engineers")
     look_every: Duration = "1h"          # while it is watched intensively
     look_every_later: Duration = "1d"
+    longest_silence: Duration = "1d"      # without a request, for `request_gap`
+    outcomes_later: Duration = "3d"       # than at the end of the baseline, for `outcome_lag`
     importance_stability: Annotated[float, Field(ge=-1, le=1)] = 0.7   # least rank correlation of feature importances with the baseline's
 
 # %% ../nbs/lib/030_policies.ipynb #966d0071

@@ -31,6 +31,7 @@ from .ledger import Entry, entries
 from .ml.approvals import MOST_PER_MONTH, give_standing, rolled_back_at, standing_of, uses_of
 from .ml.continuous import ContinuousTrainer, checked_frequency, schedules_to_look_at, unfinished
 from .ml.registry import ModelRegistry
+from .monitoring import PostDeploymentMonitor
 from .policies import ModelPolicy, load_policy, read_yaml
 from .rehearsal_faults import Accidents, Fault, Plant
 from .scheduler import Scheduler
@@ -136,10 +137,11 @@ class Life:
         self.scheduler, self.accidents = Scheduler(ctx), Accidents(ctx, plants, parse_time(FIRST))
 
     def begin(self, until: datetime) -> None:
-        "Put a version of each model into production, schedule its training and give the standing approval."
+        "Put a version of each model into production, watch it, schedule its training and give the standing approval."
         self.until = until
         for model in self.models:
-            place_in_production(self.ctx, ModelRegistry(self.ctx).history(model)[-1])
+            placed = place_in_production(self.ctx, ModelRegistry(self.ctx).history(model)[-1])
+            PostDeploymentMonitor(model, placed.version, ctx=self.ctx).start()
             window, s = self.ctx.policy(model).training.window_days, self.schedule
             ContinuousTrainer(model, training_frequency=s.frequency, data_window=f"rolling_{window}d", auto_deployment=True,
                               max_auto_deployments_per_month=s.per_month, ctx=self.ctx).enable()

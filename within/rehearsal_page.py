@@ -61,8 +61,12 @@ def lane(axes: Any, report: RehearsalReport, model: str) -> None:
     shares = shares_of(report, model)
     at, share = [s[0] for s in shares] + [ends(report)], [s[2] for s in shares] + [shares[-1][2] if shares else 0.0]
     axes.step(at, share, where="post", color=BLUE, linewidth=1.8)
+    row, before = 0, None
     for n, (when, version, _) in enumerate(shares):
-        if n == 0 or shares[n - 1][1] != version: axes.annotate(version, (when, 4), fontsize=7.5, color=BLUE)
+        if n and shares[n - 1][1] == version: continue
+        row = (row + 1) % 5 if before and when - before < timedelta(days=report.days / 12) else 0   # a label above the one that it would cover
+        axes.annotate(version, (when, 4 + 11 * row), fontsize=7.5, color=BLUE)
+        before = when
     alerts = [e.at for e in report.events if e.kind == "alert" and e.outcome == "opened" and model in e.subject]
     axes.plot(alerts, [106] * len(alerts), "v", color=RED, markersize=5)
     for e in report.events:

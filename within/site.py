@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LANES', 'TOLD', 'AT_ONCE', 'WIDTH', 'LANE_H', 'LEFT', 'MOST_EVENTS', 'PER_PAGE', 'SITE_STYLE', 'SEARCH', 'PUBLIC',
            'Known', 'owners_of', 'known', 'LifeEvent', 'model_of', 'version_event', 'traffic_event', 'lives_of', 'life',
-           'ticks', 'timeline_svg', 'framed', 'run_link', 'run_table', 'model_link', 'home_page', 'model_page',
-           'pages_of', 'page_name', 'runs_page', 'matches', 'search_page', 'search_script', 'addresses', 'page_at',
-           'build_site', 'copy_run']
+           'ticks', 'timeline_svg', 'framed', 'run_link', 'state_of', 'run_badge', 'run_table', 'model_link',
+           'home_page', 'model_page', 'pages_of', 'page_name', 'runs_page', 'matches', 'search_page', 'search_script',
+           'addresses', 'page_at', 'build_site', 'copy_run']
 
 # %% ../nbs/lib/756_site.ipynb #7d2f5960
 import json
@@ -28,7 +28,7 @@ from .errors import InvalidInput
 from .files import write_text
 from .ledger import entry_of, removal_said
 from .oncall import shares_of
-from .runs.report import STYLE, WORDS, Markup, badge, table, text
+from .runs.report import STYLE, WORDS, Markup, badge, table, text, word_of
 from .store import Row
 from .verdicts import Record
 
@@ -116,7 +116,7 @@ def traffic_event(e: Any) -> tuple[str, str, str, str] | None:
     if e.kind == "decision" and body.get("stage") == "trigger":
         fired = body.get("outcome") == "passed"
         return "triggers", "running" if fired else "pending", "a reason to retrain" if fired else "no reason to retrain", why
-    if e.kind == "run": return "runs", phase, f"run {WORDS[phase]} at {body.get('stage', '')}", why
+    if e.kind == "run": return "runs", phase, f"run {word_of(phase, body.get('stage', ''))} at {body.get('stage', '')}", why
     if e.kind == "retention": return "runs", "pending", "old pages removed", removal_said(e)
     if e.kind == "rollback":
         return "traffic", "failed", f"rolled back to {body.get('target_version') or body.get('to') or 'the version before'}", why
@@ -210,9 +210,13 @@ def run_link(seen: Known, run: str, up: str) -> str:
     return Markup(f'<a href="{up}../runs/{text(run)}/index.html">{text(run)}</a>') if run in seen.reports else Markup(text(run))
 
 
+def state_of(row: Row) -> str: return word_of(row.body["phase"], row.body.get("stage", ""))
+def run_badge(row: Row) -> str: return badge(row.body["phase"], state_of(row))
+
+
 def run_table(seen: Known, runs: Iterable[Row], up: str, caption: str) -> str:
     def why(r: Row) -> str: return f"{r.body.get('reason', '')}{f' ({seen.removed[r.id]})' if r.id in seen.removed else ''}"
-    rows = [(run_link(seen, r.id, up), Markup(badge(r.body["phase"])), why(r), r.body["model"], r.body.get("stage", ""),
+    rows = [(run_link(seen, r.id, up), Markup(run_badge(r)), why(r), r.body["model"], r.body.get("stage", ""),
              f"{r.at:%Y-%m-%d %H:%M}") for r in runs]
     return table(("run", "state", "why", "model", "stage", "when"), rows, caption)
 
@@ -230,7 +234,7 @@ def home_page(seen: Known) -> str:
     served = {m: "; ".join(f"{r.body['environment']}: {shares_of(r.body)}" for r in seen.routes if r.body["model"] == m) for m in seen.models}
     count = Counter(v.name for v in seen.versions)
     rows = [(model_link(m, ""), seen.champions.get(m, "none"), served[m] or "no traffic", count[m],
-             Markup(f"{badge(newest[m].body['phase'])} {run_link(seen, newest[m].id, '')}") if m in newest else "none yet") for m in seen.models]
+             Markup(f"{run_badge(newest[m])} {run_link(seen, newest[m].id, '')}") if m in newest else "none yet") for m in seen.models]
     head = ("model", "champion", "who answers", "versions", "newest run")
     models = f"<section><h2>Models</h2>{table(head, rows, 'every model of this home')}</section>" if rows else \
         "<section><h2>No models yet</h2><p>Begin with <code>within demo</code>, or <code>within new-model</code>.</p></section>"
@@ -273,7 +277,7 @@ def runs_page(seen: Known, number: int) -> str:
 
 def matches(row: Row, query: str) -> bool:
     "Whether every word of a query is somewhere in a run's id, model, state, stage or reason."
-    told = " ".join((row.id, *(str(row.body.get(k, "")) for k in ("model", "phase", "stage", "reason")), WORDS[row.body["phase"]])).lower()
+    told = " ".join((row.id, *(str(row.body.get(k, "")) for k in ("model", "phase", "stage", "reason")), state_of(row))).lower()
     return all(word in told for word in query.lower().split())
 
 
@@ -308,7 +312,7 @@ if (words.length) {
 
 def search_script(seen: Known) -> str:
     "The runs as data, and what looks through them."
-    rows = [[r.id, r.body["model"], WORDS[r.body["phase"]], r.body.get("stage", ""), str(r.body.get("reason", ""))[:200], r.id in seen.reports]
+    rows = [[r.id, r.body["model"], state_of(r), r.body.get("stage", ""), str(r.body.get("reason", ""))[:200], r.id in seen.reports]
             for r in seen.runs]
     data = json.dumps(rows).replace("<", "\\u003c")   # also where a page holds the script itself
     return f"const RUNS = {data};{SEARCH}"

@@ -58,10 +58,10 @@ def retrain(model: Annotated[str, typer.Argument(help="A model of configs/.")],
     raise typer.Exit(result.exit_code)
 
 # %% ../../nbs/lib/782_commands.runs.ipynb #a73ceaa0
-def called(phase: str) -> str:
-    "What the report calls a run's phase."
-    from within.runs.report import WORDS
-    return WORDS[phase]
+def called(phase: str, stage: str = "") -> str:
+    "What the report calls the phase of a run, or of a stage."
+    from within.runs.report import word_of
+    return word_of(phase, stage)
 
 
 def run_rows(ctx: Any) -> list[tuple]:
@@ -71,7 +71,7 @@ def run_rows(ctx: Any) -> list[tuple]:
     for folder in reversed(all_runs(ctx.settings.home)):
         row = ctx.store.get("run", folder.id)
         b = row.body if row else {"model": folder.intention["model"], "phase": "pending", "stage": "", "reason": "was stopped in its first stage"}
-        rows.append((folder.id, b["model"], called(b["phase"]), b["stage"], b["reason"][:120]))
+        rows.append((folder.id, b["model"], called(b["phase"], b["stage"]), b["stage"], b["reason"][:120]))
     return rows
 
 
@@ -94,9 +94,9 @@ def show(run: Annotated[str, typer.Argument(help="A run's id.")],
     folder = find_run(ctx.settings.home, run)
     if copy is not None: return typer.echo(write_copy(folder, copy))
     bodies, row = published(ctx, folder), ctx.store.get("run", run)
-    rows = [(s, called(bodies.get(s, {}).get("outcome", "pending")), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
+    rows = [(s, called(bodies.get(s, {}).get("outcome", "pending"), s), bodies.get(s, {}).get("reason", "")) for s in folder.intention["stages"]]
     print_table(("stage", "outcome", "why"), rows)
-    if row: typer.echo(f"{called(row.body['phase'])} at {row.body['stage']}: {row.body['reason']}")
+    if row: typer.echo(f"{called(row.body['phase'], row.body['stage'])} at {row.body['stage']}: {row.body['reason']}")
     if gone := removal(ctx, run): typer.echo(gone)
     for attempt in folder.attempts(): typer.echo(f"attempt {attempt.name}: {', '.join(sorted(p.name for p in attempt.iterdir()))}")
     typer.echo(f"report: {folder.report}")

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['KINDS_HELP', 'EVENT_HELP', 'event', 'alerts', 'needs_of', 'event_lines', 'mib', 'milliseconds', 'print_serving',
-           'print_figures', 'needs_now', 'status', 'open_event_ids', 'event_add', 'event_list', 'event_end',
-           'list_alerts', 'acknowledge_alert', 'try_channel', 'monitor']
+           'print_figures', 'needs_now', 'unwatched', 'status', 'open_event_ids', 'event_add', 'event_list',
+           'event_end', 'list_alerts', 'acknowledge_alert', 'try_channel', 'monitor']
 
 # %% ../../nbs/lib/784_commands.watching.ipynb #10b55406
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import WithinError
 from ..events import EventKind
-from .base import app, changing, completed, model_names, open_context, print_table, routed_models
+from .base import app, changing, complete_version, completed, model_names, open_context, print_table, routed_models
 
 # %% ../../nbs/lib/784_commands.watching.ipynb #164c57aa
 def needs_of(ctx: Any) -> list[str]:
@@ -69,6 +70,17 @@ def needs_now(ctx: Any, now: dict) -> list[str]:
     return [*now["faults"], *fenced, *given_up(ctx), *needs_of(ctx)]
 
 
+def unwatched(ctx: Any) -> list[str]:
+    "Versions that answer a model's users and that no monitor looks at, in sentences."
+    watched, found = {r.id for r in ctx.store.find("monitor")}, []
+    for r in (r.body for r in ctx.store.find("route")):
+        try: where = ctx.policy(r["model"]).release.environment
+        except WithinError: continue   # its policy is gone or broken, which `within check` says
+        if where != r["environment"] or f"{where}/{r['model']}@{r['default']}" in watched: continue
+        found.append(f"nothing watches {r['model']}@{r['default']} in {r['environment']}: within monitor {r['model']} --start {r['default']}")
+    return found
+
+
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="The same as data, for a script.")] = False) -> None:
     """Say what needs a person now, then what stands where.
@@ -85,7 +97,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="The same as dat
         typer.echo(json.dumps({**now, "needs": needs, "events": event_lines(ctx), "continuous": continuous_lines(ctx)}, indent=1))
         raise typer.Exit(0 if now["well"] else 1)
     said = "nothing needs a person now" if not needs else needs[0] if len(needs) == 1 else f"{len(needs)} things need a person; first: {needs[0]}"
-    for line in (said, *(f"  also: {n}" for n in (*needs[1:], *now["notes"]))): typer.echo(safe(line))
+    for line in (said, *(f"  also: {n}" for n in (*needs[1:], *now["notes"], *unwatched(ctx)))): typer.echo(safe(line))
     rows = [(m["model"], m["champion"] or "none", m["challenger"], m["staging"], ", ".join(m["versions"][-6:])) for m in now["models"]]
     if rows: print_table(("model", "champion", "challenger", "staging", "versions"), rows)
     print_serving(now)
@@ -190,11 +202,16 @@ def try_channel(channel: Annotated[str, typer.Argument(help="A channel of config
 
 @app.command()
 def monitor(model: Annotated[str, typer.Argument(help="A model that is watched.", autocompletion=completed(routed_models))],
-            page: Annotated[bool, typer.Option("--page", help="Write the page with the timelines, and say where it is.")] = False) -> None:
-    "Show what the last looks at a released model found: figures with their bands and limits."
+            page: Annotated[bool, typer.Option("--page", help="Write the page with the timelines, and say where it is.")] = False,
+            start: Annotated[str | None, typer.Option(metavar="VERSION", help="Begin to watch a version that no run released, as the policy says.",
+                                                      autocompletion=complete_version)] = None) -> None:
+    "Show what the last looks at a model in production found: figures with their bands and limits."
     from within.monitor_page import monitor_lines, monitor_rows, write_monitor_page
     from within.oncall import safe
-    ctx = open_context()
+    ctx = open_context() if start is None else changing("operate")
+    if start is not None:
+        from within.monitoring import PostDeploymentMonitor
+        return typer.echo(safe(PostDeploymentMonitor(model, start, ctx=ctx).start().reason))
     if page: return typer.echo(write_monitor_page(ctx, model))
     if rows := monitor_rows(ctx, model): print_table(("version", "metric", "verdict", "value", "low", "high", "limit", "rows"), rows)
     else: typer.echo("no look has found figures yet")

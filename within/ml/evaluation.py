@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ERRORS', 'UNITS', 'ENOUGH_LATER', 'answers', 'outcomes', 'units', 'ingredients', 'metric_interval', 'Evaluation',
-           'Comparison', 'error_metric', 'relative_improvement', 'improvement_verdict', 'with_further', 'named_by',
-           'baseline_for', 'not_learned_from', 'SingleEvaluator', 'ModelEvaluator', 'rmse', 'mae', 'r2',
+           'Comparison', 'error_metric', 'relative_improvement', 'improvement_verdict', 'with_further', 'unasked',
+           'named_by', 'baseline_for', 'not_learned_from', 'SingleEvaluator', 'ModelEvaluator', 'rmse', 'mae', 'r2',
            'accuracy_at_threshold', 'DIRECTION']
 
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #89526c51
@@ -178,6 +178,12 @@ def with_further(verdict: Verdict, others: Sequence[Verdict]) -> Verdict:
     phase, reason = worst(verdict.phase, *(v.phase for v in others)), "; ".join(v.reason for v in (verdict, *others))
     return replace(verdict, phase=phase, reason=reason, details={**verdict.details, "also": [v.to_dict() for v in others]})
 
+
+def unasked(verdict: Verdict, version: str) -> Verdict:
+    "The verdict on an improvement over the baseline where the champion could not be asked: no pass, for nothing is known of the champion."
+    said = f"{version} cannot read these rows: whether this is better cannot be told (beating the baseline is enough with `gates.baseline_if_unreadable`)"
+    return replace(verdict, phase=worst(verdict.phase, Phase.INCONCLUSIVE), reason=f"{said}; {verdict.reason}")
+
 # %% ../../nbs/lib/400_ml.evaluation.ipynb #b209f1ca
 def named_by(version: str, registry: ModelRegistry, new_model: Model, model_name: str | None = None) -> str:
     "The model that `version` is a version of; `UnknownModelVersion` or `InvalidInput` listing candidates."
@@ -282,6 +288,8 @@ class ModelEvaluator(SingleEvaluator):
             return percent, low, high, noise, improvement_verdict(percent, low, high, wanted, len(y), against, seen, error, noise, looked)
         percent, low, high, noise, verdict = judged(metric)
         verdict = with_further(verdict, [judged(e)[-1] for e in (policy.gates.improvement_also if policy else ()) if e != metric])
+        asked = not production_model_version or against == str(production_model_version) or (policy and policy.gates.baseline_if_unreadable)
+        if not asked: verdict = unasked(verdict, str(production_model_version))
         names = REGRESSION if new_model.task == "regression" else CLASSIFICATION
         new, old = (self.evaluate(m, test_data, features, target, names, unit, policy) for m in (new_model, champion))
         return Comparison(percent, low, high, new, old, verdict, against, len(y), (*notes, noise.reason), metric, noise, looked)

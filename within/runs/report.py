@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'WORDS', 'BOX_W', 'BOX_H', 'GAP_X', 'GAP_Y', 'LIGHT', 'DARK', 'LAYOUT', 'DRAWING', 'PHONE', 'PAPER',
-           'COLOURS', 'STYLE', 'text', 'badge', 'gate_badge', 'box_place', 'arrow', 'box', 'dag_svg', 'table',
-           'is_number', 'Markup', 'verdict_table', 'figure_rows', 'notebook_pictures', 'notebook_question',
+           'COLOURS', 'STYLE', 'word_of', 'text', 'badge', 'gate_badge', 'box_place', 'arrow', 'box', 'dag_svg',
+           'table', 'is_number', 'Markup', 'verdict_table', 'figure_rows', 'notebook_pictures', 'notebook_question',
            'plain_sentence', 'StageView', 'stage_section', 'attempt_links', 'extra_links', 'stage_view', 'RunView',
            'page', 'write_report', 'portable', 'lighter', 'write_copy']
 
@@ -27,6 +27,11 @@ from ..verdicts import shown
 # %% ../../nbs/lib/720_runs.report.ipynb #56bb42b4
 MARKS = {"passed": "✓", "failed": "✕", "error": "!", "inconclusive": "?", "waiting": "…", "running": "▸", "pending": "·"}
 WORDS = {**{p: p for p in MARKS}, "failed": "declined", "pending": "not run"}
+
+
+def word_of(phase: str, stage: str = "") -> str:
+    "A state in a word or two; a rollout that ends badly was taken back, not declined."
+    return "rolled back" if (phase, stage) == ("failed", "finalize") else WORDS[phase]
 
 
 def text(value: Any) -> str: return html.escape(str(value), quote=True)
@@ -65,8 +70,9 @@ def arrow(start: tuple[int, int], end: tuple[int, int], css: str) -> str:
 def box(place: tuple[int, int], name: str, state: str) -> str:
     "A stage: its name, its state in words, a link to its section."
     (x, y), middle = place, place[0] + BOX_W // 2
+    said = f"{MARKS[state]} {word_of(state, name)}"
     return (f'<a href="#stage-{text(name)}"><g class="box {state}"><rect x="{x}" y="{y}" width="{BOX_W}" height="{BOX_H}" rx="8"/>'
-            f'<text x="{middle}" y="{y + 19}">{text(name)}</text><text class="state" x="{middle}" y="{y + 36}">{MARKS[state]} {WORDS[state]}</text></g></a>')
+            f'<text x="{middle}" y="{y + 19}">{text(name)}</text><text class="state" x="{middle}" y="{y + 36}">{said}</text></g></a>')
 
 
 def dag_svg(states: Mapping[str, str], columns: int, css: str) -> str:
@@ -75,7 +81,7 @@ def dag_svg(states: Mapping[str, str], columns: int, css: str) -> str:
     arrows = "".join(arrow(a, b, css) for a, b in zip(places, places[1:], strict=False))
     boxes = "".join(box(place, name, state) for place, (name, state) in zip(places, states.items(), strict=True))
     width, height = max(x for x, _ in places) + BOX_W + 2, max(y for _, y in places) + BOX_H + 2
-    label = "The stages of the run: " + ", ".join(f"{n} {WORDS[s]}" for n, s in states.items())
+    label = "The stages of the run: " + ", ".join(f"{n} {word_of(s, n)}" for n, s in states.items())
     tip = (f'<marker id="tip-{css}" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
            '<path class="tip" d="M0 0L8 4L0 8z"/></marker>')
     return (f'<svg class="dag {css}" viewBox="0 0 {width} {height}" width="{width}" role="group" aria-label="{text(label)}">'
@@ -168,7 +174,7 @@ class StageView:
 
 def stage_section(view: StageView) -> str:
     "The HTML of one stage."
-    parts = [f'<section id="stage-{text(view.name)}"><h2>{text(view.name)} {badge(view.state)}</h2>']
+    parts = [f'<section id="stage-{text(view.name)}"><h2>{text(view.name)} {badge(view.state, word_of(view.state, view.name))}</h2>']
     if view.question: parts.append(f'<p class="question">{text(view.question)}</p>')
     if view.reason: parts.append(f'<p class="reason">{text(view.reason)}</p>')
     parts.append(verdict_table(view.verdicts, f"{view.name}: gates"))

@@ -41,7 +41,7 @@ from ..policies import adjusted, models_configured, policy_digest
 from .folder import (PRODUCTS, RunFolder, copy_sources, criteria_config, find_run, is_done, new_run_id, notebook_parameters, pipeline_stages,
                                 product_digests, published, resolve_overrides, subject_name, sweep)
 from .packet import write_packet
-from .report import RunView, stage_view, write_report
+from .report import RunView, stage_view, word_of, write_report
 from .stages import sign_lock, take_lock
 from ..settings import project_root
 from ..verdicts import Decision, Phase, Record
@@ -72,10 +72,9 @@ class RunOutcome(Record):
     @property
     def verdict(self) -> str:
         "The verdict in a few words."
-        no = f"{'rolled back' if self.stage == 'finalize' else 'declined'} at {self.stage}"   # a rollout that ends badly was taken back
-        how = {Phase.PASSED: "passed every stage", Phase.FAILED: no, Phase.WAITING: f"waiting at {self.stage}",
-               Phase.INCONCLUSIVE: f"inconclusive at {self.stage}, a person must look", Phase.ERROR: f"error in {self.stage}",
-               Phase.PENDING: f"stopped after {self.stage}, as asked"}
+        how = {Phase.PASSED: "passed every stage", Phase.WAITING: f"waiting at {self.stage}",
+               Phase.FAILED: f"{word_of('failed', self.stage)} at {self.stage}", Phase.INCONCLUSIVE: f"inconclusive at {self.stage}, a person must look",
+               Phase.ERROR: f"error in {self.stage}", Phase.PENDING: f"stopped after {self.stage}, as asked"}
         return how.get(self.phase, str(self.phase))
 
 # %% ../../nbs/lib/725_runs.walk.ipynb #cd456ab2
