@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm
+from typer.testing import CliRunner
 
+from within.cli import app
 from within.clock import FrozenClock, iso, parse_time
 from within.context import Context
 from within.errors import InvalidInput, StageNotReady, UnknownModel, UnknownModelVersion
@@ -290,3 +292,14 @@ def test_outcomes_that_come_later_than_they_used_to_are_told(frozen, late, phase
     frozen.clock.advance(parse_duration("10d"))
     found = next(v for v in m.check().verdicts if v.gate == "monitor.outcome_lag")
     assert found.phase is phase and found.rows > 0, found.reason
+
+
+def test_a_version_that_nothing_watches_is_named_until_somebody_starts_a_monitor(ctx):
+    said = lambda *words: CliRunner().invoke(app, words)   # noqa: E731
+    assert f"nothing watches {MODEL}@2.1.0 in production: within monitor {MODEL} --start 2.1.0" in said("status").output
+    wrong = said("monitor", MODEL, "--start", "<b>9</b>")
+    assert wrong.exit_code == 2 and not ctx.store.find("monitor")
+    begun = said("monitor", MODEL, "--start", "2.1.0")
+    assert begun.exit_code == 0 and "no traffic" in begun.output, begun.output
+    assert [r.id for r in ctx.store.find("monitor")] == [f"production/{MODEL}@2.1.0"]
+    assert f"nothing watches {MODEL}" not in said("status").output
