@@ -43,6 +43,11 @@ def lower(configs: Path, samples: int = 200) -> Path:
     return configs
 
 
+def on_path(*folders: Path | str) -> str:
+    "PYTHONPATH with these folders before what is there."
+    return os.pathsep.join(str(p) for p in (*folders, os.environ.get("PYTHONPATH")) if p)
+
+
 @contextlib.contextmanager
 def variables(**given: str) -> Iterator[None]:
     "Environment variables for the time of a block."
@@ -117,7 +122,7 @@ def pytest_configure(config) -> None:
     here = config.stash[SERVING] = contextlib.ExitStack()
     os.environ["TEST_POSTGRESQL_SERVER"] = here.enter_context(running_server())
     place = str(Path(__file__).parent / "on_postgresql")
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (place, os.environ.get("PYTHONPATH")) if p)
+    os.environ["PYTHONPATH"] = on_path(place)
     sys.path.insert(0, place)
     sys.modules.pop("sitecustomize", None)
     importlib.import_module("sitecustomize")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from conftest import DATABASE
+from conftest import DATABASE, ROOT, on_path
 from mlflow_tables import with_tables
 from postgresql import copy_database
 from test_runs import project, write_notebook  # noqa: F401  (project is a fixture)
@@ -315,7 +315,7 @@ def within(env, *arguments):
 def test_the_commands(small_ledger, tmp_path):
     ctx = small_ledger
     key = ctx.settings.ledger_key
-    env = {**os.environ, "WITHIN_LEDGER_KEY": str(key), "WITHIN_HOME": str(ctx.settings.home), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "WITHIN_LEDGER_KEY": str(key), "WITHIN_HOME": str(ctx.settings.home), "PYTHONPATH": on_path(ROOT)}
     code, said = within(env, "audit", "sign")
     assert code == 2 and "within audit keygen" in said
     code, said = within(env, "audit", "keygen")

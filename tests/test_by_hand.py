@@ -9,6 +9,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from conftest import on_path
 from test_runs import ROOT, context, project  # noqa: F401  (project is a fixture)
 
 from within.errors import Conflict, DigestMismatch, InvalidInput, UnknownRun
@@ -22,7 +23,7 @@ from within.verdicts import Phase
 
 def execute(notebook: Path, monkeypatch, **changed: str) -> str:
     "Run All in a fresh kernel started elsewhere, as JupyterLab does; the text of all outputs. `changed`: values written over the parameters cell's."
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", on_path(ROOT))
     body = nbformat.read(notebook, as_version=4)
     (cell,) = [c for c in body.cells if "parameters" in c.metadata.get("tags", ())]
     cell.source = filled_in(cell.source, changed)
@@ -63,7 +64,7 @@ def test_runs_to_the_end_and_is_equal_to_the_bit(ended, monkeypatch):
 def test_the_executed_notebook_itself_refuses_to_run_again(ended, monkeypatch):
     before, record = evidence(ended.settings.home, "r1"), RunFolder(ended.settings.home, "r1").product("train", "nb")
     body = nbformat.read(record, as_version=4)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", on_path(ROOT))
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="r1, which is evidence; run the stage in a copy: within lab r1 --stage"):
         nbclient.NotebookClient(body, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(record.parent)}}).execute()
     assert evidence(ended.settings.home, "r1") == before and verify(ended).ok

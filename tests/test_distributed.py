@@ -17,6 +17,7 @@ import pandas as pd
 import parallel_model
 import psutil
 import pytest
+from conftest import on_path
 
 from within.context import Context
 from within.errors import ConfigError, Conflict, DigestMismatch, InvalidInput, UnknownModel, WithinError
@@ -64,7 +65,7 @@ def place(tmp_path_factory) -> Iterator[Path]:
     parts(texts(800, 1), folder / "train")
     parts(texts(200, 2), folder / "val")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", on_path(TESTS))
         yield folder
 
 

@@ -3,12 +3,12 @@
 A guide says in its metadata which data sets of ../shared/data it reads, `{"within": {"data": ["drift_elec2"]}}`; it is skipped where one is absent."""
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import on_path
 from nbclient import NotebookClient
 from notebooks import ROOT
 
@@ -51,7 +51,7 @@ def test_a_guide_is_committed_with_small_outputs_that_name_no_machine(path):
 def test_a_guide_runs(path, tmp_path, monkeypatch):
     notebook = read(path)
     if absent := [name for name in needed(notebook) if not (ROOT / name).exists()]: pytest.skip(f"not here: {', '.join(absent)}")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PYTHONPATH", on_path(ROOT))
     monkeypatch.setenv("WITHIN_HOME", str(tmp_path / "home"))
     for cell in notebook.cells:
         if cell.cell_type == "code": cell.outputs = []

@@ -13,6 +13,7 @@ import moody_model
 import pandas as pd
 import pytest
 import yaml
+from conftest import on_path
 from test_serving import ends, eventually
 
 from within.context import Context
@@ -46,7 +47,7 @@ def moody(tmp_path, monkeypatch):
     configs = Path(shutil.copytree(ROOT / "configs", tmp_path / "configs"))
     (configs / f"{NAME}.yml").write_text(yaml.safe_dump(POLICY))
     (tmp_path / "moods").mkdir()
-    for name, value in {"PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]), "MOODY_FOLDER": tmp_path / "moods",
+    for name, value in {"PYTHONPATH": on_path(TESTS), "MOODY_FOLDER": tmp_path / "moods",
                         "WITHIN_HOME": tmp_path / "home", "WITHIN_CONFIGS": configs}.items(): monkeypatch.setenv(name, str(value))
     ctx = Context.open()
     for version, answer in (("1.0.0", 10.0), ("1.1.0", 11.0)): keep(ctx, version, answer)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import on_path
 from postgresql import free_port
 from test_by_hand import evidence
 from test_runs import context, project  # noqa: F401  (project is a fixture)
@@ -162,7 +163,7 @@ def test_stage_opens_and_runs(browser, workplace, home, small_configs, tmp_path)
 def within_lab(log: Path, *words: str) -> Iterator[tuple[str, str, str]]:
     "`within lab …` as a person starts it; yields its address, the path it opened on, and the token. Ended by Ctrl-C, twice as JupyterLab asks."
     places = {f"JUPYTER_{k}": str(log.parent / "jupyter" / v) for k, v in {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "run"}.items()}
-    env = os.environ | places | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(log.parent / "ipython"), "JUPYTERLAB_WORKSPACES_DIR": str(log.parent / "ws"),
+    env = os.environ | places | {"PYTHONPATH": on_path(ROOT), "IPYTHONDIR": str(log.parent / "ipython"), "JUPYTERLAB_WORKSPACES_DIR": str(log.parent / "ws"),
                                  "JUPYTERLAB_SETTINGS_DIR": str(log.parent / "settings")}
     (config := log.parent / "jupyter" / "config").mkdir(parents=True)
     (config / "jupyter_config.json").write_text(json.dumps({"LabApp": {"expose_app_in_browser": True}}))   # so that a test can ask the page
@@ -274,6 +275,6 @@ def test_what_within_lab_cannot_open_is_said(project, words, text):  # noqa: F81
     ctx = context(project)
     retrain("ad_score_predictor", run="r1", until="trigger", ctx=ctx)
     ctx.close()
-    done = subprocess.run([sys.executable, "-c", "from within.cli import main; main()", "lab", *words], env=os.environ | {"PYTHONPATH": str(ROOT)},
+    done = subprocess.run([sys.executable, "-c", "from within.cli import main; main()", "lab", *words], env=os.environ | {"PYTHONPATH": on_path(ROOT)},
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and text in done.stderr, done.stderr

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import search_functions
+from conftest import on_path
 from sklearn.metrics import mean_squared_error
 
 from within.errors import InvalidInput
@@ -174,7 +175,7 @@ def test_a_script_without_a_guard_may_use_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import search_functions as f\nfrom within.ml.optimization import HyperparameterOptimizer\n"
                       "print(HyperparameterOptimizer(f.SPACE, f.bowl, 'minimize_it', 8, workers=2).optimize().evaluations)\n")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": on_path(TESTS)}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=env)
     assert done.stdout.split() == ["8"], done.stderr[-1000:]
 
@@ -185,7 +186,7 @@ def killed_at(count: int, log: Path, url: str, evaluations: int = 22) -> None:
             "log, url, most, at = sys.argv[1:];"
             "search = HyperparameterOptimizer(f.SPACE, f.logged, 'minimize_it', int(most), seed=5, patience=None, study='s', storage=url);"
             "search.optimize({'log': log, 'stop_at': int(at)})")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": on_path(TESTS)}
     process = subprocess.Popen([sys.executable, "-c", code, str(log), url, str(evaluations), str(count)], env=env)
     try:
         until = time.monotonic() + 120
@@ -216,7 +217,7 @@ def test_a_longer_search_goes_on_where_a_shorter_one_ended(tmp_path):
 
 
 def test_two_processes_share_one_study(tmp_path):
-    url, env = f"sqlite:///{tmp_path}/studies.db", {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+    url, env = f"sqlite:///{tmp_path}/studies.db", {**os.environ, "PYTHONPATH": on_path(TESTS)}
     code = ("import sys, search_functions as f; from within.ml.optimization import HyperparameterOptimizer;"
             "o = HyperparameterOptimizer(f.SPACE, f.logged, 'minimize_it', 22, seed=5, patience=None, study='s', storage=sys.argv[1]);"
             "r = o.optimize({'log': sys.argv[2]});"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import on_path
 from test_runs import STAGES, project, write_notebook  # noqa: F401  (project is a fixture)
 
 from within.clock import FrozenClock
@@ -86,7 +87,7 @@ def finished(project, tmp_path_factory, monkeypatch):  # noqa: F811
     place = tmp_path_factory.mktemp("packages")
     depend(place, "1.0", 2.0)
     monkeypatch.syspath_prepend(str(place))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("PYTHONPATH", on_path(place))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     write_notebook(project / "nbs/stages/s20_train.ipynb", "train", *TRAIN)
     ctx = Context.open(home=project / "home", configs=project / "configs", clock=FrozenClock("2023-10-01"))
@@ -96,7 +97,7 @@ def finished(project, tmp_path_factory, monkeypatch):  # noqa: F811
 
 
 def within(*arguments):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ["PYTHONPATH"]])}
+    env = {**os.environ, "PYTHONPATH": on_path(Path(__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", "from within.cli import main; main()", *arguments], env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
@@ -141,7 +142,7 @@ def test_another_version_put_before_the_installed_one_is_said(finished, tmp_path
     (info := over / "depend-1.5.dist-info").mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: depend\nVersion: 1.5\n")
     (over / "depend.py").write_text((place / "depend.py").read_text())
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(over), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("PYTHONPATH", on_path(over))
     code, shown, wrong = within("replay", "r1", "--json")
     told = json.loads(shown)
     assert code == 0 and told["level"] == "bit-equal", wrong   # the other version answers the same

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import on_path
 
 from within import files as run_files
 from within.clock import FrozenClock
@@ -96,7 +97,7 @@ def test_passes_publishes_and_is_quick_the_second_time(project):
     code = ("import sys, json; from within.runs.walk import retrain;"
             "r = retrain('ad_score_predictor', run='r1');"
             "print(json.dumps([str(r.phase), list(r.executed), 'ploomber' in sys.modules]))")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": on_path(ROOT)}).stdout
     assert json.loads(out) == ["passed", [], False]   # nothing is executed and Ploomber not even imported; its seconds are a bench row
 
 
@@ -162,7 +163,7 @@ def test_a_product_changed_by_hand_runs_again(project):
 
 
 def start(project):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": on_path(ROOT)}
     return subprocess.Popen([sys.executable, "-c", "from within.runs.walk import retrain; retrain('ad_score_predictor', run='r1')"], env=env, cwd=project)
 
 
@@ -245,7 +246,7 @@ def test_a_lost_tag_is_noticed(project):
 
 
 def test_plain_ploomber_build_works_and_stops_at_no(project):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true"}
+    env = {**os.environ, "PYTHONPATH": on_path(ROOT), "PLOOMBER_STATS_ENABLED": "false", "PLOOMBER_VERSION_CHECK_DISABLED": "true"}
     build = [str(Path(sys.executable).parent / "ploomber"), "build"]
     done = subprocess.run(build, capture_output=True, text=True, env=env, cwd=project)
     assert done.returncode == 0, done.stderr[-2000:]
