@@ -15,8 +15,8 @@ from conftest import ROOT, assert_nothing_runs
 from within.clock import parse_time
 from within.context import Context
 from within.errors import Conflict, InvalidInput, NotDue, UnknownModel
-from within.rehearsal import AUTHOR, Schedule, alone, differences, fitted, lay_out, rehearse
-from within.rehearsal_faults import wrong_outcomes
+from within.rehearsal import AUTHOR, Schedule, alone, differences, fitted, lay_out, live, rehearse
+from within.rehearsal_faults import Fault, Plant, wrong_outcomes
 from within.rehearsal_page import rehearsal_page
 from within.serving.replayer import Replayer
 from within.soak import planted_for, soak
@@ -137,3 +137,15 @@ def test_when_one_life_cannot_begin_the_other_ends_too(tmp_path):
 def test_plants_of_the_soak_begin_within_its_days():
     assert {p.model for p in planted_for([MODEL], 90)} == {MODEL} and all(0 <= p.day < 90 for p in planted_for([MODEL], 90))
     assert Schedule().approve_after is None, "after a rollback nobody gives a standing approval anew unless it is asked for"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_requests_that_stop_are_noticed_by_the_first_versions_monitor(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("WITHIN_CONFIGS", str(small))
+    plant = Plant(Fault.TRAFFIC_STOP, MODEL, 2)
+    found = live((MODEL,), {}, (plant,), 5, 0.02, 0, tmp_path / "kept")
+    caught = found.noticed[f"traffic_stop of {MODEL}"]
+    assert caught is not None and caught.kind == "alert" and caught.outcome == "opened" and "request" in caught.sentence, found
+    assert (caught.at - parse_time("2023-10-01")).days in (3, 4) and found.letters == found.expected >= 2
+    assert [e.subject for e in found.events if e.kind == "alert" and e.outcome == "opened"].count(caught.subject) == 1, "told once, looked at every day"
