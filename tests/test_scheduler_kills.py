@@ -179,6 +179,7 @@ def lived(born: Context, folder: Path, **how) -> tuple[dict, Life]:
     return life.end(), life
 
 
+@pytest.mark.timeout(900 + 20 * KILLS)   # a life with ten kills lasts a minute or two
 def test_killed_at_random_moments_it_ends_where_an_undisturbed_one_ends(born, tmp_path):
     calm, first = lived(born, tmp_path / "calm")
     assert [u["model_id"][-5:] for u in calm["uses"]] == ["2.2.0"] and len(calm["runs"]) == 2
