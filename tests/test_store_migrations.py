@@ -197,7 +197,7 @@ def test_an_old_backup_is_restored_and_upgraded_and_a_newer_one_is_not(laid, tmp
         made = back_up(tmp_path / "old.tar", ctx=ctx)
         ctx.close()
     again = restore(made.path, tmp_path / "again")
-    ctx = Context.open(home=again.path)
+    ctx = Context.open(home=again.path, database_url=f"sqlite:///{again.path / 'within.db'}")   # a file, also where the tests run on a server
     assert ctx.store.revision == REVISION and ledger.verify(ctx).head == HEAD == made.head
     assert look(f"sqlite:///{again.path / 'within.revision-1.db'}")[1] is False
     with ctx.store.transaction() as c: c.execute(REVISIONS.insert().values(revision=REVISION + 1, within="9.9.9"))
