@@ -73,14 +73,18 @@ def monitor_picture(ctx: Context, id: str) -> Any:
 # %% ../nbs/lib/736_monitor_page.ipynb #a8097589
 def last_look(ctx: Context, id: str) -> list[tuple]:
     "The last figures of a monitor: metric, verdict, value, band, limit, rows, when; a metric that is watched and has none yet says so."
-    def span(k: dict) -> str: return "" if k["low"] is None and k["high"] is None else f"{_short(k['low'])} … {_short(k['high'])}"
     row, last = ctx.store.get("monitor", id), {m: looks[-1] for m, looks in seen(ctx, id).items()}
     silent = [m for m in (row.body.get("metrics") or () if row else ()) if m not in last]
-    told = [(m, Markup(badge(str(k["phase"]))), k["value"], span(k), k["limit"], k["rows"], iso(k["at"])[:16]) for m, k in last.items()]
+    told = [(m, Markup(badge(str(k["phase"]))), k["value"], " … ".join(filter(None, _ends(k))), k["limit"], k["rows"], iso(k["at"])[:16]) for m, k in last.items()]
     return told + [(m, Markup(badge("inconclusive", "cannot tell yet")), None, "", None, None, "") for m in silent]
 
 
 def _short(value: float | None) -> str: return "unbounded" if value is None else f"{value:.4g}"
+
+
+def _ends(k: dict) -> tuple[str, str]:
+    "The ends of a figure's band; empty for a figure that has none, such as a time."
+    return ("", "") if k["low"] is None and k["high"] is None else (_short(k["low"]), _short(k["high"]))
 
 
 def section(ctx: Context, row: Any) -> str: # row: a monitor's
@@ -132,5 +136,4 @@ def monitor_rows(ctx: Context, model: str) -> list[tuple]:
     rows = [r for r in ctx.store.find("monitor") if r.body.get("model") == model]
     if not rows: raise unknown("watched model", model, {r.body.get("model") for r in ctx.store.find("monitor")}, InvalidInput)
     last = [(r.body["version"], m, looks[-1]) for r in rows for m, looks in seen(ctx, r.id).items()]
-    return [(v, m, k["phase"], _short(k["value"]), _short(k["low"]), _short(k["high"]), "none" if k["limit"] is None else _short(k["limit"]), k["rows"])
-            for v, m, k in last]
+    return [(v, m, k["phase"], _short(k["value"]), *_ends(k), "none" if k["limit"] is None else _short(k["limit"]), k["rows"]) for v, m, k in last]
