@@ -75,7 +75,8 @@ def last_look(ctx: Context, id: str) -> list[tuple]:
     "The last figures of a monitor: metric, verdict, value, band, limit, rows, when; a metric that is watched and has none yet says so."
     row, last = ctx.store.get("monitor", id), {m: looks[-1] for m, looks in seen(ctx, id).items()}
     silent = [m for m in (row.body.get("metrics") or () if row else ()) if m not in last]
-    told = [(m, Markup(badge(str(k["phase"]))), k["value"], " … ".join(filter(None, _ends(k))), k["limit"], k["rows"], iso(k["at"])[:16]) for m, k in last.items()]
+    told = [(m, Markup(badge(str(k["phase"]))), k["value"], " … ".join(filter(None, _ends(k))), k["limit"], k["rows"], iso(k["at"])[:16])
+            for m, k in last.items()]
     return told + [(m, Markup(badge("inconclusive", "cannot tell yet")), None, "", None, None, "") for m in silent]
 
 
