@@ -29,7 +29,7 @@ from .ml.registry import ModelRegistry
 from .observations import PredictionLog
 from .policies import load_alerts
 from .serving.routes import current
-from .silence import GAPS, outcome_lag, request_gap, usual_lag
+from .silence import GAPS, outcome_lag, request_gap, usual_outcomes
 from .stats import js_divergence, js_interval, proportion_confseq
 from .stats.sequential import boundary
 from .verdicts import Phase, Record, Verdict
@@ -278,11 +278,10 @@ def gaps(ctx: Context, b: dict, p: Plan, policy: Any) -> list[Verdict]: # b: a m
         since = max(p.start, now - 2 * longest)
         found.append(request_gap(rows(since, now, now)["at"], since, now, longest))
     if "outcome_lag" in b["metrics"]:
-        then = rows(p.start, p.until, p.until) if p.complete else None
-        usual = usual_lag(then.loc[then["right"].notna(), "at"], p.until) if then is not None else None
-        asked = rows(now - (usual or timedelta()) - later, now, now)
-        answered = asked[asked["failed"] == 0]   # what was not answered can be neither right nor wrong
-        found.append(outcome_lag(answered.assign(known=answered["right"].notna()), now, usual, later))
+        def answered(since: datetime, until: datetime) -> pd.DataFrame:   # what was not answered can be neither right nor wrong
+            return rows(since, until, until).query("failed == 0").assign(known=lambda r: r["right"].notna())
+        usual = usual_outcomes(answered(p.start, p.until), p.until, later) if p.complete else None
+        found.append(outcome_lag(answered(now - usual.lag - later, now) if usual else pd.DataFrame(), now, usual, later))
     return found
 
 # %% ../nbs/lib/530_monitoring.ipynb #c36c3301

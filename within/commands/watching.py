@@ -94,7 +94,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="The same as dat
     needs = needs_now(ctx, now)
     if as_json:
         import json
-        typer.echo(json.dumps({**now, "needs": needs, "events": event_lines(ctx), "continuous": continuous_lines(ctx)}, indent=1))
+        typer.echo(json.dumps({**now, "needs": needs, "unwatched": unwatched(ctx), "events": event_lines(ctx), "continuous": continuous_lines(ctx)}, indent=1))
         raise typer.Exit(0 if now["well"] else 1)
     said = "nothing needs a person now" if not needs else needs[0] if len(needs) == 1 else f"{len(needs)} things need a person; first: {needs[0]}"
     for line in (said, *(f"  also: {n}" for n in (*needs[1:], *now["notes"], *unwatched(ctx)))): typer.echo(safe(line))
