@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from within.errors import InvalidInput
 from within.ml.placements import checked_resources
 from within.serving.bounds import Bounds, bounds_of
 from within.serving.health import exchange
+from within.serving.on_ray import applications_of
 from within.serving.routes import Route, Share, change, current
 from within.serving.supervisor import child_environment, gateway_url, release, status
 from within.serving.wire import ask, host_socket, runtime_folder
@@ -66,8 +68,7 @@ def replicas(ctx: Context, version: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            title, home = " ".join(process.cmdline()), process.environ().get("WITHIN_HOME")
-            if "ServeReplica" in title and f"{NAME}@{version}@" in title and home == str(ctx.settings.home): found.append(process)
+            if f"ServeReplica:{applications_of(ctx.settings.home, NAME, version)}" in " ".join(process.cmdline()): found.append(process)
     return found
 
 
@@ -94,6 +95,21 @@ def test_answers_are_those_of_a_host_to_the_bit(served, rows, tmp_path):
         host.wait()
     assert far == local and len(set(far["outputs"])) > 20
     assert {**hello, "pid": 0} == {**greeting, "pid": 0} and hello["pid"] == host.pid and greeting["pid"] in [p.pid for p in replicas(served, "1.0.0")]
+
+
+def test_a_process_says_what_it_serves_also_while_it_answers(served):
+    url = gateway_url(served, "production")
+    version_of(url, "first")
+    (process,), titles, done = replicas(served, "1.0.0"), set(), threading.Event()
+    def look():
+        while not done.is_set(): titles.add(" ".join(process.cmdline()).rstrip("\0 "))
+    looking = threading.Thread(target=look)
+    looking.start()
+    try: assert eventually(lambda: version_of(url, f"seen-{time.monotonic()}") and len(titles) > 1, 60), "never seen at work"
+    finally:
+        done.set()
+        looking.join()
+    assert all(f"ServeReplica:{applications_of(served.settings.home, NAME, '1.0.0')}" in title for title in titles), titles
 
 
 def test_changing_routes_under_load_fails_no_request(served): test_serving.test_changing_routes_under_load_fails_no_request(served)

@@ -204,7 +204,8 @@ LEASE, BEAT, TRIES, PATIENCE = 120.0, 5.0, 2, 2.5  # seconds, seconds, asked so 
 
 def applications_of(home: Path, model: str, version: str) -> str:
     "What the names of a version's applications begin with; several homes may share a cluster."
-    return f"within-{hashlib.sha256(os.fsencode(Path(home).resolve())).hexdigest()[:12]}-{model}@{version}@"
+    # while a replica answers, Ray titles its process by what follows the last point of this name: without points `ps` always says whose it is
+    return f"within-{hashlib.sha256(os.fsencode(Path(home).resolve())).hexdigest()[:12]}-{model}@{version}@".replace(".", ":")
 
 
 def parts(records: Sequence, count: int) -> list[Sequence]:
