@@ -136,6 +136,48 @@ def test_what_is_in_use_stays(home, what):
     assert "r0" not in prune(keep_runs=1, ctx=home).runs and all((home.settings.home / "runs/r0" / p).is_file() for p in PAGES)
 
 
+def scratch(home: Path, place: str, age: int = 400, **files: str) -> Path:
+    "A folder of scratch whose newest file is so many days older than the context's time."
+    then = (parse_time("2024-01-01") - timedelta(days=age)).timestamp()
+    for name, text in {"within.db": "a", "deep/inside.txt": "bb", **files}.items(): write_text(home / place / name, text)
+    for p in (*files_of(home / place), *(q for q in (home / place).rglob("*") if q.is_dir()), home / place): os.utime(p, (then, then))
+    return home / place
+
+
+def test_scratch_goes_when_nothing_has_touched_it(home):
+    top = home.settings.home
+    old = [scratch(top, p) for p in ("by_hand/r0/train-1", "by_hand/r9/<b>x-2", "jobs/20220101-ads-0123abcd", "replays/r0-1")]
+    young = [scratch(top, "by_hand/r0/train-2", 300), scratch(top, "replays/r0-2")]
+    os.utime(young[1] / "deep/inside.txt", None)                       # somebody looked into it and changed one file
+    at_work, named, outside = scratch(top, "jobs/20220101-ads-00000000"), scratch(top, "replays/r0-3"), scratch(top.parent, "elsewhere")
+    (at_work / "lock").touch()
+    then = (parse_time("2022-01-01")).timestamp()
+    for p in (at_work / "lock", at_work): os.utime(p, (then, then))
+    append(home, "note", "r0", {}, files={"replays/r0-3/within.db": file_digest(named / "within.db")})
+    for link in ("replays/r0-4", "by_hand/r7", "jobs/20220101-ads-11111111"): (top / link).symlink_to(outside)
+    (top / "replays/stray.txt").write_text("a file")
+    with take_lock(at_work / "lock", what="a job"):
+        os.utime(at_work / "lock", (then, then))
+        plan = forgettable(ctx=home)
+        assert [f.subject for f in plan.scratch] == sorted(p.relative_to(top).as_posix() for p in old) and not plan.runs
+        assert plan.files == 8 and plan.bytes == 12 and "4 folders of scratch" in str(plan)
+        assert all(p.is_dir() for p in old) and not entries(home, "retention")   # looking changes nothing
+        done = prune(only=replace(plan, scratch=plan.scratch[:3]), ctx=home)     # never more than what was seen
+        assert done.scratch == tuple(f.subject for f in plan.scratch[:3]) and (done.files, done.bytes) == (6, 9) and old[3].is_dir()
+        assert prune(ctx=home).scratch == ("replays/r0-1",) and prune(ctx=home).scratch == ()
+    assert not any(p.exists() for p in old) and not (top / "by_hand/r9").exists()
+    assert all((p / "within.db").is_file() for p in (*young, at_work, named, outside)) and (top / "replays/stray.txt").is_file()
+    told = entries(home, "retention", "replays/r0-1")[0]
+    assert told.body["pruned"] == {} and "untouched" not in told.body["reason"] and "nothing has touched since 2022-11-27" in told.body["reason"]
+    assert "2 files (3 bytes) removed" in removal(home, "replays/r0-1") and verify(home).ok and not removal(home, "r0")
+    assert prune(ctx=home).scratch == ("jobs/20220101-ads-00000000",)            # its process has ended
+
+
+def test_half_removed_scratch_is_finished_next_time(home):
+    for place in ("replays/.pruned-r0-1", "by_hand/r0/.pruned-train-1", "jobs/.pruned-20220101-ads-0123abcd"): scratch(home.settings.home, place, age=1)
+    assert not forgettable(ctx=home).scratch and not prune(ctx=home).scratch and not list(home.settings.home.rglob(".pruned-*"))
+
+
 def test_tampering_is_found_before_and_after(home):
     place = home.settings.home / "runs"
     kept = (place / "r0" / "products/train.html").read_bytes()

@@ -145,7 +145,7 @@ def removal(ctx: Context, subject: str) -> str:
 
 def removal_said(entry: Entry) -> str:
     "A retention entry as a sentence."
-    count = len(entry.body["pruned"])
+    count = entry.body.get("count", len(entry.body["pruned"]))   # of scratch no file is named
     return (f"{count} file{'s' * (count != 1)} ({entry.body['bytes']:,} bytes) removed on {entry.at:%Y-%m-%d} by {entry.actor} under retention: "
             f"{entry.body['reason']} (entry {entry.seq})")
 

@@ -56,7 +56,7 @@ def say_plan(ctx: Any, plan: Any) -> None:
     "What would go, run by run, and how many runs stay for which reason."
     from collections import Counter
     def short(subject: str) -> str: return subject if len(subject) < 60 else f"{subject[:24]}…"
-    rows = [(short(f.subject), f.model, f.ended[:10], f.files, mib(f.bytes) or "0 MiB") for f in (*plan.runs, *plan.snapshots)]
+    rows = [(short(f.subject), f.model, f.ended[:10], f.files, mib(f.bytes) or "0 MiB") for f in plan.things]
     if rows: print_table(("what", "model", "ended", "files", "size"), rows[:50])
     if len(rows) > 50: typer.echo(f"… and {len(rows) - 50:,} more")
     for why, count in Counter(plan.kept.values()).most_common(8): typer.echo(f"stays: {count:,} run{'s' * (count != 1)}: {why}")
@@ -68,7 +68,9 @@ def prune(keep_days: Annotated[int | None, typer.Option(help="Keep runs that end
           keep_runs: Annotated[int | None, typer.Option(help="Keep the newest so many runs of each model as well (default: the file's, or 10).")] = None,
           dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what could go, and how many bytes.")] = False,
           yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
-    """Remove the pages of old runs: notebooks, HTML, drift pages, earlier attempts, rows that only they used.
+    """Remove the pages of old runs: notebooks, HTML, drift pages, earlier attempts, rows that only they used; and old scratch.
+
+    Scratch is what `lab RUN --stage`, `replay` and training jobs left in by_hand/, replays/ and jobs/, untouched for as many days.
 
     Decisions, manifests, reports and review packets stay, and so does every run that something alive rests on. The ledger says first what goes, and why.
 
@@ -80,13 +82,14 @@ def prune(keep_days: Annotated[int | None, typer.Option(help="Keep runs that end
     plan = forgettable(keep_days, keep_runs, ctx)
     say_plan(ctx, plan)
     if dry_run: return
-    if plan.files and not yes and not (sys.stdin.isatty() and typer.confirm("remove these files for good?")):
+    if plan.things and not yes and not (sys.stdin.isatty() and typer.confirm("remove these files for good?")):
         typer.echo("nothing was removed; say yes with --yes")
         raise typer.Exit(1)
     with Progress(transient=True) as shown:
         task = shown.add_task("runs", total=None)
         done = removed(keep_days, keep_runs, plan, lambda n, of: shown.update(task, completed=n, total=of), ctx)
-    typer.echo(f"removed {done.files:,} files, {done.bytes:,} bytes, of {len(done.runs):,} runs and {len(done.snapshots):,} snapshots; the ledger says which")
+    of = f"{len(done.runs):,} runs, {len(done.snapshots):,} snapshots and {len(done.scratch):,} folders of scratch"
+    typer.echo(f"removed {done.files:,} files, {done.bytes:,} bytes, of {of}; the ledger says which")
     if done.finished: typer.echo(f"and {done.finished:,} files that an interrupted removal had left")
     if done.busy: typer.echo(f"at work, and left as they are: {', '.join(done.busy)}; prune again when their retraining has ended")
 
