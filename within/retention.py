@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT_NAMES', 'KEPT_FOLDERS', 'LIVING', 'OVER', 'ENDED', 'SCRATCH', 'RetentionPolicy', 'load_retention', 'policy_said',
            'stays', 'files_of', 'going', 'is_living', 'words_in', 'references', 'held_versions', 'Forgettable',
-           'RetentionPlan', 'Told', 'told', 'why_kept', 'needed_snapshots', 'size_of', 'scratch', 'forgettable',
+           'RetentionPlan', 'Told', 'told', 'scratch', 'why_kept', 'needed_snapshots', 'size_of', 'forgettable',
            'RetentionResult', 'emptied', 'finish', 'digested', 'forget', 'quiet_models', 'prune']
 
 # %% ../nbs/lib/768_retention.ipynb #c7eb1095
@@ -186,6 +186,22 @@ def told(ctx: Context) -> Told:
         if found: snapshots.setdefault(r["subject"], set()).add(found)
     return Told(snapshots, frozenset(pruned), tuple(rows))
 
+# %% ../nbs/lib/768_retention.ipynb #scr7a002
+SCRATCH = ("by_hand/*/*", "replays/*", "jobs/*")   # copies of stages, homes of replays, training jobs
+
+
+def scratch(ctx: Context, policy: RetentionPolicy, rows: Iterable[Mapping]) -> tuple[Forgettable, ...]:
+    "Folders beside the runs that nothing has touched for `keep_days`, that no process works on and of which the ledger (`rows`) vouches for no file."
+    home, since = ctx.settings.home, (ctx.now() - timedelta(days=policy.keep_days)).timestamp()
+    vouched, found = {"/".join(path.split("/")[:n]) for path in vouched_files(rows) for n in (2, 3)}, []
+    for place in sorted(p for pattern in SCRATCH for p in home.glob(pattern)):
+        if place.name.startswith(".") or not place.is_dir() or any(home.joinpath(*place.relative_to(home).parts[:n]).is_symlink() for n in (1, 2, 3)): continue
+        last = max(p.stat().st_mtime for p in (place, *files_of(place)))
+        subject = place.relative_to(home).as_posix()
+        if last >= since or subject in vouched or ((place / "lock").exists() and works(place)): continue
+        found.append(Forgettable(subject, "", iso(datetime.fromtimestamp(last, UTC)), *size_of(files_of(place))))
+    return tuple(found)
+
 # %% ../nbs/lib/768_retention.ipynb #e0271413
 def why_kept(ctx: Context, policy: RetentionPolicy, runs: Iterable[Row], said: Told) -> dict[str, str]:
     "Why a run stays as it is, by id; a run that is not here may be forgotten."
@@ -220,22 +236,6 @@ def size_of(files: Iterable[Path]) -> tuple[int, int]:
     "How many files, and how many bytes."
     sizes = [p.stat().st_size for p in files]
     return len(sizes), sum(sizes)
-
-
-SCRATCH = ("by_hand/*/*", "replays/*", "jobs/*")   # copies of stages, homes of replays, training jobs
-
-
-def scratch(ctx: Context, policy: RetentionPolicy, rows: Iterable[Mapping]) -> tuple[Forgettable, ...]:
-    "Folders beside the runs that nothing has touched for `keep_days`, that no process works on and of which the ledger (`rows`) vouches for no file."
-    home, since = ctx.settings.home, (ctx.now() - timedelta(days=policy.keep_days)).timestamp()
-    vouched, found = {"/".join(path.split("/")[:n]) for path in vouched_files(rows) for n in (2, 3)}, []
-    for place in sorted(p for pattern in SCRATCH for p in home.glob(pattern)):
-        if place.name.startswith(".") or not place.is_dir() or any(home.joinpath(*place.relative_to(home).parts[:n]).is_symlink() for n in (1, 2, 3)): continue
-        last = max(p.stat().st_mtime for p in (place, *files_of(place)))
-        subject = place.relative_to(home).as_posix()
-        if last >= since or subject in vouched or ((place / "lock").exists() and works(place)): continue
-        found.append(Forgettable(subject, "", iso(datetime.fromtimestamp(last, UTC)), *size_of(files_of(place))))
-    return tuple(found)
 
 
 def forgettable(keep_days: int | None = None, keep_runs: int | None = None, ctx: Context | None = None) -> RetentionPlan:
