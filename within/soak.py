@@ -94,13 +94,16 @@ def soak(models: Iterable[str] = WORLD, days: int = 90, scale: float = 1.0, seed
 # %% ../nbs/lib/758_soak.ipynb #7bc2b9e7
 def main(argv: Sequence[str] | None = None) -> int:
     "Run the soak and print what happened; 0 when all holds."
-    options = argparse.ArgumentParser(prog="soak", description="Live through ninety days of the ad world, twice, and compare.")
-    options.add_argument("--days", type=int, default=90)
-    options.add_argument("--scale", type=float, default=1.0, help="of the world's training rows")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--every", default="weekly", help="as of `within continuous enable`")
-    options.add_argument("--models", nargs="+", default=list(WORLD))
-    options.add_argument("--keep", type=Path, help="a new folder for both homes and the page")
+    options = argparse.ArgumentParser(prog="soak", description="Live through ninety days of the ad world under the scheduler, twice, and compare: "
+                                      "exit code 0 when both lives are the same and every promise holds, else 1 and what does not.",
+                                      epilog="Example: make soak SOAK_ARGS='--scale 0.05 --models ad_score_predictor --keep soaked'",
+                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--days", type=int, default=90, help="simulated days; accidents planted later than that do not happen")
+    options.add_argument("--scale", type=float, default=1.0, help="of the world's training rows: 0.05 takes a twentieth")
+    options.add_argument("--seed", type=int, default=0, help="of the world, the traffic and the training")
+    options.add_argument("--every", default="weekly", help="how often to retrain, as of `within continuous enable`")
+    options.add_argument("--models", nargs="+", default=list(WORLD), metavar="MODEL", help="some of the ad world's")
+    options.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder for both homes and the page")
     given = options.parse_args(argv)
     try:
         found = soak(given.models, given.days, given.scale, given.seed, Schedule(given.every, approve_after=3), given.keep)
