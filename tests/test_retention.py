@@ -1,4 +1,5 @@
 """A home forgets the pages of old runs: what stays, what is told, what is still a fault, and a process that was killed half-way."""
+import html
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 
+import nbformat
 import pytest
 from test_runs import project  # noqa: F401  (a fixture)
 
@@ -290,6 +292,10 @@ def test_everybody_says_removed_and_not_missing(home, tmp_path):
     assert (pair.first, pair.second) == (said, None)
     site = build_site(tmp_path / "out", ctx=home).parent
     assert "under retention" in (site / "runs/index.html").read_text() and "old pages removed" in (site / "models/ads.html").read_text()
+    copies = tmp_path / "out/runs"
+    for name in ("products/train.html", "attempts/1/train.ipynb"): assert said in html.unescape((copies / "r0" / name).read_text())   # no link leads nowhere
+    assert nbformat.read(copies / "r0/attempts/1/train.ipynb", 4).cells[0].cell_type == "markdown" and not (copies / "r0/files/model").exists()
+    assert said not in (copies / "r0/index.html").read_text() and (copies / "r5/products/train.html").read_text().startswith("r5 products/train.html")
     with Reader(home) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(urllib.error.HTTPError) as gone: urllib.request.urlopen(f"{server.url}runs/r0/products/train.html")

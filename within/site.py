@@ -7,7 +7,7 @@ __all__ = ['LANES', 'TOLD', 'AT_ONCE', 'WIDTH', 'LANE_H', 'LEFT', 'MOST_EVENTS',
            'Known', 'owners_of', 'known', 'LifeEvent', 'model_of', 'version_event', 'traffic_event', 'lives_of', 'life',
            'ticks', 'timeline_svg', 'framed', 'run_link', 'state_of', 'run_badge', 'run_table', 'model_link',
            'home_page', 'model_page', 'pages_of', 'page_name', 'runs_page', 'matches', 'search_page', 'search_script',
-           'addresses', 'page_at', 'build_site', 'copy_run']
+           'addresses', 'page_at', 'build_site', 'copy_run', 'stand_in']
 
 # %% ../nbs/lib/756_site.ipynb #7d2f5960
 import json
@@ -26,7 +26,7 @@ from .clock import iso
 from .context import Context, resolve
 from .errors import InvalidInput
 from .files import write_text
-from .ledger import entry_of, removal_said
+from .ledger import entry_of, pruned_files, removal_said
 from .oncall import shares_of
 from .runs.report import STYLE, WORDS, Markup, badge, table, text, word_of
 from .store import Row
@@ -349,8 +349,10 @@ def build_site(to: Path | str | None = None, # a folder for `site/` and copies o
     for i, address in enumerate(wanted):
         write_text(root / "site" / address, page_at(seen, address))
         progress(i + 1, len(wanted) + len(copied))
+    pruned = pruned_files(ctx.store.ledger_rows()) if copied and any(run in seen.removed for run in copied) else {}
     for i, run in enumerate(copied):
         copy_run(ctx.path("runs", run), root / "runs" / run)
+        if run in seen.removed: stand_in(root, [p for p in pruned if p.startswith(f"runs/{run}/")], seen.removed[run])
         progress(len(wanted) + i + 1, len(wanted) + len(copied))
     for old in (root / "site").rglob("*.html"):
         if old.relative_to(root / "site").as_posix() not in wanted: old.unlink()
@@ -366,3 +368,12 @@ def copy_run(origin: Path, to: Path) -> None:
         target = to / file.relative_to(origin)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+
+
+def stand_in(root: Path, gone: Iterable[str], why: str) -> None: # gone: relative to the home, as the ledger names them
+    "In place of each page and notebook that was removed under retention, write one that says so; also over a copy of an earlier build."
+    for name in (n for n in gone if n.endswith((".html", ".ipynb")) and not (root / n).is_symlink()):
+        said = text(f"{name} is not here any more: {why}")
+        page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>removed</title><style>{STYLE}</style><main><p>{said}</p></main></html>'
+        cell = {"cell_type": "markdown", "id": "removed", "metadata": {}, "source": [said]}
+        write_text(root / name, page if name.endswith(".html") else json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
