@@ -106,8 +106,9 @@ def assert_nothing_runs(home: Path, patience: float = 10.0) -> None:
     assert not names, "still running: " + "; ".join(names)
 
 
-LONGEST = tuple(f"test_{n}.py" for n in ("scheduler_kills", "guide", "postgresql", "run_real", "rehearsal", "false_retrainings", "load", "guides", "replay",
-                                         "by_hand", "lab", "projects", "cli", "fairness", "planted_events", "store_migrations", "sentiment"))
+LONGEST = tuple(f"test_{n}.py" for n in ("guide", "guides", "run_real", "scheduler_kills", "distributed", "crashes", "real_run_again", "load", "rehearsal",
+                                         "false_retrainings", "cli", "estimation", "lab", "ray_serving", "postgresql", "planted_events", "fairness",
+                                         "experiment_live", "projects", "store_migrations", "sentiment"))
 
 
 def pytest_collection_modifyitems(items: list) -> None:

@@ -140,22 +140,3 @@ def test_what_is_no_working_copy_is_not_entered(ended, tmp_path):
     copy = by_hand("r1", "train", ended)
     with pytest.raises(InvalidInput, match="has not decided anything here yet"): beside_original(copy.place)
     assert dict(os.environ) == before
-
-
-# The real notebooks
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_stages_of_a_real_run_by_hand(ctx, monkeypatch):
-    done = retrain("ad_score_predictor", ctx=ctx)
-    home, stages = ctx.settings.home, ("trigger", "prepare", "optimize", "train", "evaluate", "register", "validate")
-    assert done.stage == "validate", done   # too few rows for fairness in a world of this size
-    before, count = evidence(home, done.run), len(entries(ctx))
-    aliases = ctx.store.alias_history("ad_score_predictor", "champion")
-    for stage in stages:
-        copy = by_hand(done.run, stage, ctx)
-        execute(copy.notebook, monkeypatch)
-        seen = beside_original(copy.place)
-        assert seen.level is Equality.BIT, (stage, [(d.field, d.before, d.after) for d in seen.differences][:5])
-    assert evidence(home, done.run) == before and len(entries(ctx)) == count and verify(ctx).ok
-    assert ctx.store.alias_history("ad_score_predictor", "champion") == aliases

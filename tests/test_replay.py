@@ -13,8 +13,7 @@ from within.clock import FrozenClock
 from within.context import Context
 from within.errors import DigestMismatch, InvalidInput, UnknownRun
 from within.ledger import entries, verify
-from within.ml.registry import ModelRegistry
-from within.runs.compare import LEVELS, Equality, number_level, overall, side_by_side, stage_differences, text_level
+from within.runs.compare import LEVELS, number_level, overall, side_by_side, stage_differences, text_level
 from within.runs.folder import RunFolder
 from within.runs.replay import replay
 from within.runs.walk import retrain
@@ -162,17 +161,3 @@ def test_two_runs_side_by_side(finished):
     assert code == 0 and "train.rounds" in shown and "facts are the same" in shown and "trigger.ask" not in shown
     facts = json.loads(within("diff", "r1", "r2", "--json")[1])
     assert {"section": "parameters", "name": "train.rounds", "first": 7, "second": 8, "same": False} in facts
-
-
-# The real notebooks
-
-@pytest.mark.slow
-def test_a_real_run_again_is_bit_equal(ctx):
-    done = retrain("ad_score_predictor", ctx=ctx)
-    assert done.phase is Phase.INCONCLUSIVE and done.stage == "validate", done   # too few rows for fairness in a world of this size
-    rows = {p: p.stat().st_mtime_ns for p in (ctx.settings.home / "warehouse").rglob("*.parquet")}
-    report = replay(done.run, ctx)
-    assert report.level is Equality.BIT, [(d.stage, d.field, d.before, d.after) for d in report.differences][:10]
-    assert list(report.compared) == ["trigger", "prepare", "optimize", "train", "evaluate", "register", "validate"] and not report.left_out
-    assert report.model_digest == ModelRegistry(ctx).get("ad_score_predictor", "2.2.0").digest
-    assert verify(ctx).ok and rows == {p: p.stat().st_mtime_ns for p in (ctx.settings.home / "warehouse").rglob("*.parquet")}
