@@ -4,13 +4,13 @@
 # Pictures of the first screens are made where Chromium is installed, and stay as they are where it is not.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-within=$PWD/.venv/bin/within out=$PWD/docs/reports data=../shared/data/upworthy_exploratory
+within=$PWD/.venv/bin/within data=../shared/data/upworthy_exploratory
 lives=$(mktemp -d); trap 'rm -rf "$lives"' EXIT
+out=$lives/out; mkdir "$out"   # brought here at the end: a report says whether the checkout was changed while it ran
 export WITHIN_CLOCK=replay WITHIN_USER=author@example.com
 unset WITHIN_HOME WITHIN_CONFIGS WITHIN_DATABASE_URL MLFLOW_TRACKING_URI
 
 copied() {  # copied HOME NAME: the report of the home's newest run, as one page, and a picture of its first screen
-    rm -f "$out/$2.html"
     "$within" --home "$1" show "$(ls "$1/runs" | tail -n 1)" --copy "$out/$2.html"
     browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
     test -z "$browser" || "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$lives/browser" \
@@ -25,3 +25,4 @@ declined() {
 }
 rolled_back() { WITHIN_HOME=$lives/rolled_back "$within" demo --scale 0.25 --fault latency_creep; copied "$lives/rolled_back" rolled_back; }
 for name in ${*:-passed declined rolled_back}; do "$name"; done
+mv -v "$out"/* docs/reports/
