@@ -38,7 +38,7 @@ def monitor(ctx, version="2.1.0", **changed):
     return made
 
 
-def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, seed=0, asked=None):
+def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, seed=0, asked=None, variant="default"):
     "Live traffic of 2.1.0 as a gateway would log it; outcomes come at once. `asked`: a list of features, repeated."
     rng, log = np.random.default_rng(seed), PredictionLog(ctx, "production")
     lines, feedback = [], []
@@ -46,7 +46,7 @@ def play(ctx, since, days, right=0.9, failed=0.0, ms=5.0, centre=50.0, n=4000, s
         at, output = since + pd.Timedelta(days=days * i / n), float(np.clip(rng.normal(centre, 12), 0, 100))
         outcome, broke = output if rng.random() < right else (99.0 if output < 50 else 1.0), rng.random() < failed
         lines.append({"id": f"{iso(since)}-{seed}-{i}", "at": iso(at), "environment": "production", "model": MODEL, "version": "2.1.0",
-                      "variant": "default", "role": "live", "unit": f"u{i % 500}", "output": None if broke else output,
+                      "variant": variant, "role": "live", "unit": f"u{i % 500}", "output": None if broke else output,
                       "latency_ms": float(rng.gamma(4, ms / 4)), "error": "boom" if broke else None,
                       **({"features": asked[i % len(asked)]} if asked else {})})
         feedback.append({"id": lines[-1]["id"], "kind": "outcome", "value": outcome, "at": iso(at)})
@@ -91,6 +91,19 @@ def test_an_intensive_time_that_ends_with_the_baseline_leaves_no_day_without_tra
     for after in ("7d", "1h", "12h", "12h", "1h"):
         frozen.clock.advance(parse_duration(after))
         assert "no traffic" not in m.check().reason, after
+
+
+def test_who_steps_in_for_a_late_version_is_not_blamed_for_the_wait(frozen):
+    m = monitor(frozen)
+    m.start()
+    play(frozen, START, 7)
+    play(frozen, START + pd.Timedelta(days=7), 3, n=1000, seed=1)
+    play(frozen, START + pd.Timedelta(days=7), 3, n=3000, ms=540.0, right=0.7, seed=2, variant="fallback")
+    frozen.clock.advance(parse_duration("10d"))
+    status = m.check()
+    found = {v.gate.rpartition(".")[2]: v for v in status.verdicts}
+    assert found["latency_p95"].passed and found["latency_p95"].rows == 1000 and found["error_rate"].rows == 4000
+    assert status.alerts == (f"{m.id}:accuracy",), "what it answered is its own"
 
 
 @pytest.mark.parametrize(("bad", "metric"), [({"right": 0.75}, "accuracy"), ({"failed": 0.05}, "error_rate"), ({"ms": 900.0}, "latency_p95"),

@@ -83,7 +83,8 @@ def live_rows(ctx: Context, environment: str, model: str, version: str, since: d
     known, fine = log["outcome"].notna() & log["output"].notna(), log["error"].isna()
     right = ((log["output"] >= score_threshold) == (log["outcome"] >= score_threshold)).astype(float).where(known)
     content = (log["user_feedback"] > 0.5).astype(float).where(log["user_feedback"].notna() & fine)
-    return pd.DataFrame({"at": log["at"], "output": log["output"], "latency_ms": log["latency_ms"].where(fine), "failed": (~fine).astype(float),
+    timed = log["latency_ms"].where(fine & (log["variant"] != "fallback"))   # who stepped in was waited for because of another version
+    return pd.DataFrame({"at": log["at"], "output": log["output"], "latency_ms": timed, "failed": (~fine).astype(float),
                          "right": right, "content": content, "unit": log["unit"]})
 
 
