@@ -175,6 +175,15 @@ def test_scratch_goes_when_nothing_has_touched_it(home):
     assert prune(ctx=home).scratch == ("jobs/20220101-ads-00000000",)            # its process has ended
 
 
+def test_a_run_whose_name_begins_like_scratch_is_a_run(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for run, day in (("jobs1", "2020-01-01"), ("replays-2", "2020-02-01"), ("last", "2020-03-01")): old_run(opened(tmp_path, day), run)
+    ctx = opened(tmp_path)
+    assert prune(keep_runs=1, ctx=ctx).runs == ("jobs1", "replays-2") and verify(ctx).ok, verify(ctx).first_fault
+    assert set(entries(ctx, "retention", "jobs1")[0].body["pruned"]) == {f"runs/jobs1/{p}" for p in PAGES}
+    ctx.close()
+
+
 def test_half_removed_scratch_is_finished_next_time(home):
     for place in ("replays/.pruned-r0-1", "by_hand/r0/.pruned-train-1", "jobs/.pruned-20220101-ads-0123abcd"): scratch(home.settings.home, place, age=1)
     assert not forgettable(ctx=home).scratch and not prune(ctx=home).scratch and not list(home.settings.home.rglob(".pruned-*"))

@@ -303,7 +303,7 @@ def digested(ctx: Context, files: Iterable[Path], vouched: Mapping[str, tuple[st
 def forget(ctx: Context, subject: str, files: list[Path], reason: str, vouched: Mapping[str, tuple[str, int]]) -> tuple[int, int]:
     "Say it in the ledger, then remove the files; how many, and how many bytes."
     home, (count, size) = ctx.settings.home, size_of(files)
-    pruned = {} if subject.startswith(tuple(p.split("/")[0] for p in SCRATCH)) else digested(ctx, files, vouched)   # nobody vouches for scratch
+    pruned = {} if subject.startswith(tuple(p.partition("*")[0] for p in SCRATCH)) else digested(ctx, files, vouched)   # nobody vouches for scratch
     append(ctx, "retention", subject, {"reason": reason, "count": count, "bytes": size, "pruned": pruned})
     if "/" in subject:   # whole or not at all: somebody may open it at this moment
         place = home / subject
