@@ -162,7 +162,7 @@ def test_scratch_goes_when_nothing_has_touched_it(home):
         os.utime(at_work / "lock", (then, then))
         plan = forgettable(ctx=home)
         assert [f.subject for f in plan.scratch] == sorted(p.relative_to(top).as_posix() for p in old) and not plan.runs
-        assert plan.files == 8 and plan.bytes == 12 and "4 folders of scratch" in str(plan)
+        assert plan.files == 8 and plan.bytes == 12 and str(plan) == "8 files, 12 bytes, of 4 folders of scratch: scratch untouched for 365 days"
         assert all(p.is_dir() for p in old) and not entries(home, "retention")   # looking changes nothing
         done = prune(only=replace(plan, scratch=plan.scratch[:3]), ctx=home)     # never more than what was seen
         assert done.scratch == tuple(f.subject for f in plan.scratch[:3]) and (done.files, done.bytes) == (6, 9) and old[3].is_dir()
@@ -173,6 +173,14 @@ def test_scratch_goes_when_nothing_has_touched_it(home):
     assert told.body["pruned"] == {} and "untouched" not in told.body["reason"] and "nothing has touched since 2022-11-27" in told.body["reason"]
     assert "2 files (3 bytes) removed" in removal(home, "replays/r0-1") and verify(home).ok and not removal(home, "r0")
     assert prune(ctx=home).scratch == ("jobs/20220101-ads-00000000",)            # its process has ended
+
+
+def test_a_file_of_scratch_that_goes_while_we_look_means_that_somebody_is_at_work(home, monkeypatch):
+    place, real = scratch(home.settings.home, "by_hand/r0/train-1"), retention.files_of
+    monkeypatch.setattr(retention, "files_of", lambda folder: [*real(folder), folder / "within.db-journal"])
+    assert not forgettable(ctx=home).scratch and place.is_dir()
+    monkeypatch.undo()
+    assert [f.subject for f in forgettable(ctx=home).scratch] == ["by_hand/r0/train-1"]
 
 
 def test_a_run_whose_name_begins_like_scratch_is_a_run(tmp_path):

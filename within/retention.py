@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KEPT_NAMES', 'KEPT_FOLDERS', 'LIVING', 'OVER', 'ENDED', 'SCRATCH', 'RetentionPolicy', 'load_retention', 'policy_said',
            'stays', 'files_of', 'going', 'is_living', 'words_in', 'references', 'held_versions', 'Forgettable',
-           'RetentionPlan', 'Told', 'told', 'scratch', 'why_kept', 'needed_snapshots', 'size_of', 'forgettable',
-           'RetentionResult', 'emptied', 'finish', 'digested', 'forget', 'quiet_models', 'prune']
+           'RetentionPlan', 'Told', 'told', 'last_touched', 'scratch', 'why_kept', 'needed_snapshots', 'size_of',
+           'forgettable', 'RetentionResult', 'emptied', 'finish', 'digested', 'forget', 'quiet_models', 'prune']
 
 # %% ../nbs/lib/768_retention.ipynb #c7eb1095
 import json
+import math
 import os
 import re
 import shutil
@@ -165,7 +166,8 @@ class RetentionPlan(Record):
         if not self.things: return f"nothing to remove: no run {policy_said(self.policy)}, and no scratch untouched for as long"
         told = ((self.runs, "run"), (self.snapshots, "snapshot"), (self.scratch, "folder"))
         of = ", ".join(f"{len(found):,} {what}{'s' * (len(found) != 1)}{' of scratch' * (what == 'folder')}" for found, what in told if found)
-        return f"{self.files:,} files, {self.bytes:,} bytes, of {of}: {policy_said(self.policy)}"
+        why = [policy_said(self.policy)] * bool(self.runs or self.snapshots) + [f"scratch untouched for {self.policy.keep_days:,} days"] * bool(self.scratch)
+        return f"{self.files:,} files, {self.bytes:,} bytes, of {of}: {'; '.join(why)}"
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,19 @@ def told(ctx: Context) -> Told:
 SCRATCH = ("by_hand/*/*", "replays/*", "jobs/*")   # copies of stages, homes of replays, training jobs
 
 
+def last_touched(place: Path) -> float:
+    "When the newest file of a folder, or the folder itself, was changed, as a timestamp; a file that goes meanwhile means now."
+    try: return max(p.stat().st_mtime for p in (place, *files_of(place)))
+    except FileNotFoundError: return math.inf
+
+
 def scratch(ctx: Context, policy: RetentionPolicy, rows: Iterable[Mapping]) -> tuple[Forgettable, ...]:
     "Folders beside the runs that nothing has touched for `keep_days`, that no process works on and of which the ledger (`rows`) vouches for no file."
     home, since = ctx.settings.home, (ctx.now() - timedelta(days=policy.keep_days)).timestamp()
     vouched, found = {"/".join(path.split("/")[:n]) for path in vouched_files(rows) for n in (2, 3)}, []
     for place in sorted(p for pattern in SCRATCH for p in home.glob(pattern)):
         if place.name.startswith(".") or not place.is_dir() or any(home.joinpath(*place.relative_to(home).parts[:n]).is_symlink() for n in (1, 2, 3)): continue
-        last = max(p.stat().st_mtime for p in (place, *files_of(place)))
-        subject = place.relative_to(home).as_posix()
+        last, subject = last_touched(place), place.relative_to(home).as_posix()
         if last >= since or subject in vouched or ((place / "lock").exists() and works(place)): continue
         found.append(Forgettable(subject, "", iso(datetime.fromtimestamp(last, UTC)), *size_of(files_of(place))))
     return tuple(found)
@@ -300,10 +307,9 @@ def digested(ctx: Context, files: Iterable[Path], vouched: Mapping[str, tuple[st
     return found
 
 
-def forget(ctx: Context, subject: str, files: list[Path], reason: str, vouched: Mapping[str, tuple[str, int]]) -> tuple[int, int]:
+def forget(ctx: Context, subject: str, files: list[Path], reason: str, pruned: Mapping[str, str]) -> tuple[int, int]: # pruned: digests of those vouched for
     "Say it in the ledger, then remove the files; how many, and how many bytes."
     home, (count, size) = ctx.settings.home, size_of(files)
-    pruned = {} if subject.startswith(tuple(p.partition("*")[0] for p in SCRATCH)) else digested(ctx, files, vouched)   # nobody vouches for scratch
     append(ctx, "retention", subject, {"reason": reason, "count": count, "bytes": size, "pruned": pruned})
     if "/" in subject:   # whole or not at all: somebody may open it at this moment
         place = home / subject
@@ -343,7 +349,7 @@ def prune(keep_days: int | None = None, keep_runs: int | None = None, only: Rete
             files = going(home, thing.subject) if thing in runs else list(files_of(home / thing.subject))
             why = f"only removed runs used these rows, the last of them ended {thing.ended[:10]}" if thing in rows else policy_said(plan.policy)
             if thing in idle: why = f"scratch that nothing has touched since {thing.ended[:10]}, for more than {plan.policy.keep_days:,} days"
-            done.append(forget(ctx, thing.subject, files, why, vouched))
+            done.append(forget(ctx, thing.subject, files, why, {} if thing in idle else digested(ctx, files, vouched)))
             progress(i, len(runs) + len(rows) + len(idle))
         if done and key_place(ctx).is_file(): sign(ctx)
     return RetentionResult(sum(n for n, _ in done), sum(b for _, b in done), tuple(r.subject for r in runs), tuple(s.subject for s in rows),
